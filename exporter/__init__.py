@@ -1,0 +1,3 @@
+"""braze-exporter: Braze's campaign analytics as Prometheus metrics."""
+
+__version__ = "0.1.0"
