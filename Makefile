@@ -1,0 +1,80 @@
+# Works for a normal user in a fresh clone: everything is installed into .venv, .venvs and .cache.
+# `make PYTHON=/path/to/python3` builds .venv with another Python; `make clean` first when there is one already.
+
+PYTHON ?= python3
+# The Pythons that the unit tests run on, where they are installed.
+VERSIONS := 3.11 3.12 3.13
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit servers programs check format-check lint types format bench lock upgrade clean
+
+help: ## list what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo: .venv/.run ## run the exporter against a simulated Braze; no account, no configuration
+	.venv/bin/python -m exporter demo
+
+test: unit servers ## run all tests
+
+unit: .venv/.dev ## run the tests without servers, on every supported Python that is installed
+	.venv/bin/python -m pytest -m "not server" -n auto
+	@for version in $(OTHERS); do $(MAKE) --no-print-directory unit-$$version || exit 1; done
+
+unit-%: .venvs/%/.dev
+	.venvs/$*/bin/python -m pytest -m "not server" -n auto
+
+servers: .venv/.dev programs ## run the tests with servers, one at a time: some of them measure time
+	.venv/bin/python -m pytest -m server
+
+programs: ## fetch the programs that the tests with servers use
+	sh tools/programs.sh
+
+check: format-check lint types test ## run everything that CI runs
+
+format-check: .venv/.dev
+	.venv/bin/ruff format --check
+
+lint: .venv/.dev ## run the linter
+	.venv/bin/ruff check
+
+types: .venv/.dev ## check the types
+	.venv/bin/mypy
+
+format: .venv/.dev ## format the code and fix what the linter can fix
+	.venv/bin/ruff format
+	.venv/bin/ruff check --fix
+
+bench: .venv/.dev ## compare memory and scrape time with a plain prometheus_client exporter
+	.venv/bin/python benchmarks/scrape.py
+
+lock: .venv/.dev ## write the lock files again after a change of the dependencies in pyproject.toml
+	$(COMPILE) --output-file requirements.lock
+	$(COMPILE) --group dev --constraints requirements.lock --output-file requirements-dev.lock
+
+upgrade: COMPILE += --upgrade
+upgrade: lock ## the same, with the newest version of everything
+
+clean: ## remove everything that make has made
+	rm -rf .venv .venvs .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installed again only when a lock file is newer. The dev lock contains the run-time lock.
+.venv/.run: requirements.lock
+	sh tools/venv.sh "$(PYTHON)" .venv $<
+	@touch $@
+
+.venv/.dev: requirements-dev.lock
+	sh tools/venv.sh "$(PYTHON)" .venv $<
+	@touch .venv/.run $@
+
+.venvs/%/.dev: requirements-dev.lock
+	sh tools/venv.sh "$$(sh tools/python.sh $*)" .venvs/$* $<
+	@touch $@
+.PRECIOUS: .venvs/%/.dev
+
+OTHERS = $(filter-out $(shell .venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'),$(INSTALLED))
+INSTALLED = $(foreach version,$(VERSIONS),$(if $(shell sh tools/python.sh $(version)),$(version)))
+
+# One lock for every supported Python and platform, with hashes and without the name of an index.
+COMPILE = .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-version $(firstword $(VERSIONS)) \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"

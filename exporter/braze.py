@@ -1,0 +1,465 @@
+"""Braze's REST API: what is asked, how fast, and what its answers and refusals mean.
+
+BrazeError          a request failed; `reason` says how, one of Reason
+└── RateLimited     429; `wait` is how long Braze asks to wait, where it says so
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from exporter import __version__
+from exporter.config import ConfigError, read_api_key
+from exporter.transport import NotConnected, NotDecoded, NotTrusted, TimedOut, TooLarge, Transport, TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from random import Random
+
+    from exporter.config import Workspace
+    from exporter.transport import Reply
+
+logger = logging.getLogger(__name__)
+
+DURATION_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""Upper bounds in seconds; Braze answers in 0.2 to 0.5 as a rule."""
+
+LONGEST_PAUSE = 300.0
+"""Seconds; whatever Braze names, after so long one request finds out."""
+
+_TRIES = 3
+_FIRST_BACK_OFF = 1.0
+_CATCH_UP = 0.02  # seconds of pacing that a late wake-up may make good, so that rates of 1,000/s are reached
+_MESSAGE_LENGTH = 200
+_LARGEST_HEADER = 2.0**53
+
+
+class Reason(StrEnum):
+    """Why a request or a poll failed: the closed list of the label `reason`."""
+
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    TLS = "tls"
+    UNAUTHORIZED = "unauthorized"
+    FORBIDDEN = "forbidden"
+    BAD_REQUEST = "bad_request"
+    NOT_FOUND = "not_found"
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+    REDIRECT = "redirect"
+    TOO_LARGE = "too_large"
+    BAD_PAYLOAD = "bad_payload"
+
+
+class BrazeError(Exception):
+    """A request that brought nothing usable; the text is safe to log."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class RateLimited(BrazeError):
+    """Braze refuses requests for a while; `wait` in seconds, None where it does not say how long."""
+
+    def __init__(self, detail: str, wait: float | None) -> None:
+        super().__init__(Reason.RATE_LIMITED, detail)
+        self.wait = wait
+
+
+@dataclass(slots=True)
+class ApiStatistics:
+    """What happened on one of Braze's endpoints so far; `durations` counts by bucket, not cumulated."""
+
+    requests: int = 0
+    failures: dict[Reason, int] = field(default_factory=lambda: dict.fromkeys(Reason, 0))
+    durations: list[int] = field(default_factory=lambda: [0] * (len(DURATION_BUCKETS) + 1))
+    duration_sum: float = 0.0
+    rate_limit: float | None = None
+    rate_limit_remaining: float | None = None
+    rate_limit_reset: float | None = None
+
+    def observe(self, seconds: float) -> None:
+        """Count one request that took so long."""
+        bucket = next(
+            (place for place, bound in enumerate(DURATION_BUCKETS) if seconds <= bound), len(DURATION_BUCKETS)
+        )
+        self.requests += 1
+        self.durations[bucket] += 1
+        self.duration_sum += seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave to send one request; a probe's outcome decides whether the pool opens again."""
+
+    probe: bool = False
+
+
+class Pool:
+    """Leave to ask endpoints that share one of Braze's rate limits: paced, closed after a refusal, opened by one probe.
+
+    It knows no clock: times are seconds of a monotonic clock and arguments. Any number of threads may use it.
+    """
+
+    def __init__(self, *, requests_per_minute: float, unauthorized_pause: float, random: Random) -> None:
+        self._spacing = 60.0 / requests_per_minute
+        self._unauthorized_pause = unauthorized_pause
+        self._random = random
+        self._lock = threading.Lock()
+        self._next = -math.inf
+        self._closed: Reason | None = None
+        self._closed_until = -math.inf
+        self._refusals = 0
+        self._probing = False
+
+    @property
+    def closed(self) -> Reason | None:
+        """Why nothing but a probe may be asked, or None."""
+        return self._closed
+
+    def take(self, now: float) -> Permit | float:
+        """Return leave to send a request now, or the seconds until it is worth asking again."""
+        with self._lock:
+            if self._probing:
+                return math.inf
+            wait = max(self._next, self._closed_until if self._closed else -math.inf) - now
+            if wait > 0:
+                return wait
+            self._next = max(self._next, now - _CATCH_UP) + self._spacing
+            self._probing = self._closed is not None
+            return Permit(probe=self._probing)
+
+    def succeeded(self, permit: Permit) -> bool:
+        """Take note of an answer; return whether it opened the pool."""
+        with self._lock:
+            if not permit.probe:
+                return False
+            self._probing = False
+            self._closed = None
+            self._refusals = 0
+            return True
+
+    def failed(self, permit: Permit, error: BrazeError, now: float) -> float | None:
+        """Take note of a failure; return the seconds until the probe where it closed the pool, or kept it closed.
+
+        401 and 429 close it. A probe that gets neither of them, but no answer of Braze's API either, decides nothing:
+        another follows. Other refusals show that the API is open again.
+        """
+        refused = error.reason in {Reason.UNAUTHORIZED, Reason.RATE_LIMITED}
+        if not refused and not permit.probe:
+            return None
+        if not refused and error.reason in _ANSWERED:
+            self.succeeded(permit)
+            return None
+        with self._lock:
+            if permit.probe:
+                self._probing = False
+            if permit.probe or self._closed is None:
+                self._refusals += 1
+            if refused:
+                self._closed = error.reason
+            pause = self._pause(error)
+            self._closed_until = max(self._closed_until, now + pause)
+            return pause
+
+    def _pause(self, error: BrazeError) -> float:
+        if self._closed is Reason.UNAUTHORIZED:
+            return self._unauthorized_pause
+        named = error.wait if isinstance(error, RateLimited) else None
+        back_off = _back_off(self._refusals, self._random)
+        if named is None:
+            return back_off
+        # The first refusal is believed, even if it says "now"; after the second, "now" would keep a storm alive.
+        return min(LONGEST_PAUSE, named if self._refusals <= 1 else max(named, back_off))
+
+
+_ANSWERED = {Reason.FORBIDDEN, Reason.BAD_REQUEST, Reason.NOT_FOUND, Reason.TOO_LARGE, Reason.BAD_PAYLOAD}
+"""Failures in which Braze's API itself took the key and the request, and that a pause would not mend."""
+
+
+class Client:
+    """One workspace's way to Braze: its key, its connections, its pace. Any number of threads may use it."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        *,
+        interval: float,
+        connections: int,
+        environ: Mapping[str, str],
+        monotonic: Callable[[], float],
+        random: Random,
+        stopped: threading.Event,
+    ) -> None:
+        self.workspace = workspace
+        self._statistics = {"data_series": ApiStatistics()}
+        self.data_series_pool = Pool(
+            requests_per_minute=workspace.requests_per_minute,
+            unauthorized_pause=min(interval, LONGEST_PAUSE),
+            random=random,
+        )
+        self._interval = interval
+        self._environ = environ
+        self._monotonic = monotonic
+        self._random = random
+        self._stopped = stopped
+        self._lock = threading.Lock()
+        self._key_lock = threading.Lock()
+        self._keys = [read_api_key(workspace, environ)]
+        self._key_read_at = monotonic()
+        self._key_readable = True
+        self._transport = Transport(
+            workspace.endpoint,
+            connections=connections,
+            headers={
+                "Accept": "application/json",
+                "Accept-Encoding": "gzip",
+                "User-Agent": f"braze-exporter/{__version__}",
+            },
+        )
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The keys that were used so far, for the logs to hide."""
+        return tuple(self._keys)
+
+    @property
+    def statistics(self) -> dict[str, ApiStatistics]:
+        """What happened so far on each endpoint, as a copy."""
+        with self._lock:
+            return {
+                api: replace(own, failures=dict(own.failures), durations=list(own.durations))
+                for api, own in self._statistics.items()
+            }
+
+    def data_series(self, campaign_id: str, *, days: int, permit: Permit, timeout: float) -> object:
+        """Ask for a campaign's last days; return the decoded answer.
+
+        Raises:
+            BrazeError: with the reason of the last try that ended; there are three at most, all within `timeout` seconds.
+
+        """
+        target = f"/campaigns/data_series?campaign_id={campaign_id}&length={days}"
+        return self._ask("data_series", self.data_series_pool, target, permit, timeout)
+
+    def count_failure(self, api: str, reason: Reason) -> None:
+        """Count an answer that arrived whole and turned out to be none."""
+        with self._lock:
+            self._statistics[api].failures[reason] += 1
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        self._transport.close()
+
+    def _ask(self, api: str, pool: Pool, target: str, permit: Permit, timeout: float) -> object:
+        """Make up to three tries of one request, each with leave of the pool."""
+        deadline = self._monotonic() + timeout
+        for tries in range(1, _TRIES + 1):
+            try:
+                answer = self._try(api, target, permit, deadline)
+            except BrazeError as error:
+                self._note_failure(pool, permit, error)
+                if tries == _TRIES or error.reason not in _RETRIED:
+                    raise
+                again = self._retry_permit(pool, deadline, _back_off(tries, self._random) / 2)
+                if again is None:
+                    raise
+                permit = again
+            else:
+                if pool.succeeded(permit):
+                    logger.info("Braze answers again", extra={"workspace": self.workspace.name})
+                return answer
+        raise AssertionError("the last try returns or raises")
+
+    def _try(self, api: str, target: str, permit: Permit, deadline: float) -> object:
+        key = self._api_key(fresh=permit.probe)
+        try:
+            return _answer(self._reply(api, target, key, deadline), key)
+        except BrazeError as error:
+            self.count_failure(api, error.reason)
+            raise
+
+    def _reply(self, api: str, target: str, key: str, deadline: float) -> Reply:
+        started = self._monotonic()
+        try:
+            reply = self._transport.get(target, authorization=f"Bearer {key}", deadline=deadline)
+        except TransportError as error:
+            raise BrazeError(_TRANSPORT_REASONS[type(error)], str(error)) from None
+        finally:
+            with self._lock:
+                self._statistics[api].observe(self._monotonic() - started)
+        with self._lock:
+            _read_rate_headers(self._statistics[api], reply)
+        return reply
+
+    def _note_failure(self, pool: Pool, permit: Permit, error: BrazeError) -> None:
+        was_closed = pool.closed
+        pause = pool.failed(permit, error, self._monotonic())
+        where = {"workspace": self.workspace.name}
+        if pause is None:
+            if was_closed and not pool.closed:
+                logger.info("Braze answers again", extra=where)
+        elif pool.closed is not was_closed:
+            logger.log(
+                logging.ERROR if pool.closed is Reason.UNAUTHORIZED else logging.WARNING,
+                _CLOSED_MESSAGES[pool.closed or error.reason],
+                extra={**where, "next_request_in": f"{pause:.1f}s"},
+            )
+
+    def _retry_permit(self, pool: Pool, deadline: float, back_off: float) -> Permit | None:
+        """Wait for the back-off and the pace; return None where a retry does not fit in or the pool closes."""
+        wait = back_off
+        while not pool.closed and self._monotonic() + wait < deadline and not self._stopped.wait(wait):
+            taken = pool.take(self._monotonic())
+            if isinstance(taken, Permit):
+                return taken
+            wait = taken
+        return None
+
+    def _api_key(self, *, fresh: bool) -> str:
+        """Return the key, read again once an interval and for `fresh`; an unusable one changes nothing."""
+        with self._key_lock:
+            now = self._monotonic()
+            if fresh or now - self._key_read_at >= self._interval:
+                self._key_read_at = now
+                self._read_key()
+            return self._keys[-1]
+
+    def _read_key(self) -> None:
+        where = {"workspace": self.workspace.name}
+        try:
+            key = read_api_key(self.workspace, self._environ)
+        except ConfigError as error:
+            if self._key_readable:
+                logger.warning(
+                    "the API key cannot be read again, the old one stays", extra={**where, "error": str(error)}
+                )
+            self._key_readable = False
+            return
+        self._key_readable = True
+        if key != self._keys[-1]:
+            logger.info("the API key was replaced", extra=where)
+            self._keys.append(key)
+
+
+_RETRIED = {Reason.CONNECTION, Reason.SERVER_ERROR}
+
+_TRANSPORT_REASONS = {
+    TimedOut: Reason.TIMEOUT,
+    NotConnected: Reason.CONNECTION,
+    NotTrusted: Reason.TLS,
+    NotDecoded: Reason.BAD_PAYLOAD,
+    TooLarge: Reason.TOO_LARGE,
+}
+
+_CLOSED_MESSAGES = {
+    Reason.UNAUTHORIZED: "Braze refuses the API key: it is invalid, or belongs to another instance than the endpoint",
+    Reason.RATE_LIMITED: "Braze's rate limit is reached, the workspace pauses",
+}
+
+_STATUS_REASONS: dict[int, Reason] = {
+    HTTPStatus.UNAUTHORIZED: Reason.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN: Reason.FORBIDDEN,
+    HTTPStatus.NOT_FOUND: Reason.NOT_FOUND,
+    HTTPStatus.PROXY_AUTHENTICATION_REQUIRED: Reason.CONNECTION,
+}
+
+
+def _back_off(times: int, random: Random) -> float:
+    """Return seconds that double with each time in a row, with jitter, up to the longest pause."""
+    return float(min(LONGEST_PAUSE, _FIRST_BACK_OFF * 2.0 ** min(times - 1, 16)) * random.uniform(0.5, 1.0))
+
+
+def _answer(reply: Reply, key: str) -> object:
+    """Return the decoded body of a success; raise what any other status means."""
+    status = reply.status
+    if status == HTTPStatus.OK:
+        return _decoded(reply.body)
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        raise RateLimited("Braze answered 429: too many requests", named_wait(reply.headers))
+    detail = f"Braze answered {status}"
+    if status in {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}:
+        detail += _message(reply.body, key)
+    raise BrazeError(_STATUS_REASONS.get(status) or _reason_of_class(status), detail)
+
+
+def _reason_of_class(status: int) -> Reason:
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Reason.SERVER_ERROR
+    return {3: Reason.REDIRECT, 4: Reason.BAD_REQUEST}.get(status // 100, Reason.BAD_PAYLOAD)
+
+
+def _decoded(body: bytes) -> object:
+    try:
+        answer: object = json.loads(body)
+    except (ValueError, RecursionError):  # 4,300 digits and 100,000 brackets end here too
+        raise BrazeError(Reason.BAD_PAYLOAD, f"expected JSON, got {len(body)} bytes of something else") from None
+    return answer
+
+
+def _message(body: bytes, key: str) -> str:
+    """Return what Braze says of the error, unless it might hold a part of the key: error bodies can echo it."""
+    try:
+        fields: object = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    message = fields.get("message") if isinstance(fields, dict) else None
+    if not isinstance(message, str) or not message or _holds_part_of(key, message):
+        return ""
+    return f": {message[:_MESSAGE_LENGTH]}"
+
+
+def _holds_part_of(key: str, text: str) -> bool:
+    """Tell whether any eight characters of the key in a row stand in the text, in any case."""
+    key, text, length = key.lower(), text.lower(), min(8, len(key))
+    return any(key[start : start + length] in text for start in range(len(key) - length + 1))
+
+
+def named_wait(headers: Mapping[str, str]) -> float | None:
+    """Return how many seconds a 429 asks to wait: Retry-After, else X-RateLimit-Reset less the answer's own Date.
+
+    None where neither says it. A time in the past means now.
+    """
+    date = _http_date(headers.get("Date"))
+    retry_after = headers.get("Retry-After")
+    wait = _number(retry_after)
+    if wait is None and date is not None and (until := _http_date(retry_after)) is not None:
+        wait = until - date
+    if wait is None and date is not None and (reset := _number(headers.get("X-RateLimit-Reset"))) is not None:
+        wait = reset - date
+    return None if wait is None else max(0.0, wait)
+
+
+def _read_rate_headers(statistics: ApiStatistics, reply: Reply) -> None:
+    """Keep what the headers say of the rate limit; one that is empty or absurd leaves the value before."""
+    limit = _number(reply.headers.get("X-RateLimit-Limit"))
+    remaining = _number(reply.headers.get("X-RateLimit-Remaining"))
+    reset = _number(reply.headers.get("X-RateLimit-Reset"))
+    statistics.rate_limit = statistics.rate_limit if limit is None else limit
+    statistics.rate_limit_remaining = statistics.rate_limit_remaining if remaining is None else remaining
+    statistics.rate_limit_reset = statistics.rate_limit_reset if reset is None else reset
+
+
+def _number(text: str | None) -> float | None:
+    """Return a header's number, None where it is absent, empty or nothing that can be counted."""
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if 0 <= number <= _LARGEST_HEADER else None
+
+
+def _http_date(text: str | None) -> float | None:
+    try:
+        return parsedate_to_datetime(text or "").timestamp()
+    except (ValueError, OverflowError):
+        return None

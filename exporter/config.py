@@ -1,0 +1,867 @@
+"""Read the configuration file and report all that is wrong with it at once: where, what came, what is right, no secret.
+
+    file ─ _compose ─► nodes ─ _Document ─► plain values ─┬─ pydantic: each setting by itself ──► Config
+                                   │                      └─ _check_between: settings together
+                                   └─ structure                      both ─► _Finding ─► ConfigError
+
+The models say what a setting is. How a file writes it (`5m` for 300.0) is read by validators that run only when `load`
+passes its `_Source` as the context: code that builds a model passes the values themselves. What involves several
+settings is checked on the plain values: pydantic skips a model's own checks as soon as one of its fields is wrong.
+"""
+
+import difflib
+import functools
+import ipaddress
+import math
+import re
+import typing
+import zoneinfo
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, TypeAlias
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+try:
+    from yaml import CSafeLoader as SafeLoader  # ten times as fast; there where PyYAML was built with libyaml
+except ImportError:  # pragma: no cover
+    from yaml import SafeLoader  # type: ignore[assignment]
+
+STALE_INTERVALS = 4
+"""The default of `stale_after`, in intervals."""
+
+INSTANCES: Mapping[str, str] = MappingProxyType(
+    {f"US-{number:02}": f"rest.iad-{number:02}.braze.com" for number in range(1, 9)}
+    | {"US-10": "rest.us-10.braze.com"}
+    | {f"EU-{number:02}": f"rest.fra-{number:02}.braze.eu" for number in (1, 2)}
+    | {f"{region}-01": f"rest.{region.lower()}-01.braze.com" for region in ("AU", "ID", "JP", "KR")}
+)
+"""The REST host of each of Braze's instances: https://www.braze.com/docs/api/basics/#endpoints."""
+
+_Location: TypeAlias = tuple[int | str, ...]
+
+_SECRET_NAME = re.compile("key|password|passwd|token|secret|credential|authorization", re.IGNORECASE)
+_HIDDEN = "a value that is not shown"
+_LONGEST_QUOTE = 80  # characters of a value that a message repeats
+_DEEPEST = 20  # levels of nesting; the models have 5
+_LONGEST_KEY = 4096  # bytes of a key file that are read; Braze's keys have 36
+
+_UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
+_DURATION = re.compile("".join(f"(?:(?P<{unit}>[0-9]{{1,15}}){unit})?" for unit in _UNITS))
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_BARE_HEX = re.compile(r"(?P<dashboard>[0-9a-f]{24})|(?P<uuid>[0-9a-f]{32})", re.IGNORECASE)
+_URL = re.compile(
+    r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?P<port>:[0-9]{1,5})?(?P<path>/.*)?", re.IGNORECASE
+)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` holds one line for each reason, none with a secret in it."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key of the file as documentation lists it: `default` is as YAML writes it, "required", or "" without one."""
+
+    path: str
+    default: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What a file's values are read against: the folder of its relative paths, and the environment."""
+
+    folder: Path
+    environ: Mapping[str, str]
+
+
+_Info: TypeAlias = ValidationInfo[_Source | None]
+
+
+def _expected(what: str, got: str = "", hint: str = "") -> PydanticCustomError:
+    """Return the error of a value that is not `what`; without `got` the value itself is described where it may be."""
+    return PydanticCustomError("expected", "expected {what}", {"what": what, "got": got, "hint": hint})
+
+
+def _from_file(read: Callable[[object], object]) -> BeforeValidator:
+    """Return a validator that reads what a file wrote and leaves alone what code passes."""
+
+    def validate(value: object, info: _Info) -> object:
+        return value if info.context is None else read(value)
+
+    return BeforeValidator(validate)
+
+
+def _text(what: str, longest: int | None = None) -> Callable[[object], str]:
+    """Return the reader of a text that is not blank; one with a `longest` is a single line of printable characters."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str):
+            raise _expected(what, hint="put it in quotes" if isinstance(value, bool | int | float) else "")
+        if not value.strip() or (longest is not None and not (value.isprintable() and len(value) <= longest)):
+            raise _expected(what)
+        return value
+
+    return read
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _expected("true or false")
+    return value
+
+
+def _filled(value: object) -> object:
+    if value == ():
+        raise _expected("at least one entry")
+    return value
+
+
+def _whole_number(low: int, high: int) -> BeforeValidator:
+    def read(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise _expected(f"a whole number from {low} to {high}")
+        return value
+
+    return _from_file(read)
+
+
+def _duration(low: str, high: str) -> BeforeValidator:
+    what = f"a duration from {low} to {high} such as 90s or 1h30m"
+    bounds = _seconds(low), _seconds(high)
+
+    def read(value: object) -> float:
+        if isinstance(value, int) and not isinstance(value, bool):
+            raise _expected(what, hint=f"write {value}s for seconds" if value > 0 else "")
+        if not isinstance(value, str) or not bounds[0] <= (seconds := _seconds(value)) <= bounds[1]:
+            raise _expected(what)
+        return seconds
+
+    return _from_file(read)
+
+
+def _seconds(text: str) -> float:
+    """Return a duration of Prometheus in seconds, NaN where `text` is none: it is in no range."""
+    match = _DURATION.fullmatch(text)
+    if not text or match is None:
+        return math.nan
+    return sum(int(match[unit] or 0) * size for unit, size in _UNITS.items()) / 1000
+
+
+def _campaign_id(value: object) -> str:
+    what = "a campaign's API identifier such as 3bbc4555-8fa0-4c9b-a5c0-4505edf3e064"
+    text = _text(what)(value)
+    if _UUID.fullmatch(text):
+        return text.lower()
+    bare = _BARE_HEX.fullmatch(text)
+    if bare is None:
+        raise _expected(what)
+    if bare["dashboard"]:
+        hint = "that is the id in the dashboard's address; the API identifier stands on the campaign's details page"
+        raise _expected(what, hint=hint)
+    parts = (text[:8], text[8:12], text[12:16], text[16:20], text[20:])
+    raise _expected(what, hint=f"write {'-'.join(parts).lower()}")
+
+
+def _instance(value: object) -> str:
+    what = f"one of {', '.join(INSTANCES)}"
+    name = _text(what)(value).upper()
+    if name not in INSTANCES:
+        raise _expected(what)
+    return name
+
+
+def _zone(value: object) -> ZoneInfo:
+    what = "an IANA time zone such as UTC or Europe/Berlin"
+    name = _text(what)(value)
+    try:
+        return ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):  # OSError: the name of a folder, or too long a one
+        pass
+    zones = {zone.lower(): zone for zone in sorted(zoneinfo.available_timezones())}
+    wanted = name.lower().replace(" ", "_")
+    close = [zone for lower, zone in zones.items() if wanted in (lower, lower.rpartition("/")[2])]
+    close = close or [zones[lower] for lower in difflib.get_close_matches(wanted, zones)]
+    raise _expected(what, hint=f"did you mean {' or '.join(close[:3])}?" if close else "")
+
+
+def _endpoint(value: object) -> str:
+    what = f"the URL of a REST host such as https://{INSTANCES['US-01']}"
+    text = _text(what)(value)
+    if "@" in text:
+        raise _expected(what, "a URL with a user or password, which is not shown", "leave them out")
+    if "?" in text or "#" in text:
+        raise _expected(what, "a URL with a query or fragment, which is not shown", "leave it out")
+    url = _URL.fullmatch(text)
+    if url is None:
+        bare = _URL.fullmatch(f"https://{text}")
+        raise _expected(what, hint=f"write https://{text}" if bare and _is_host(bare["host"].lower()) else "")
+    host, port = url["host"].lower(), url["port"] or ""
+    if not _is_host(host) or (port and not 0 < int(port[1:]) < 1 << 16):
+        raise _expected(what)
+    if _is_braze(host) and re.match(r"(dashboard|sdk)\b", host):
+        raise _expected(what, hint=_rest_hint(host))
+    origin = f"{url['scheme'].lower()}://{host}{port}"
+    if (url["path"] or "/") != "/":
+        raise _expected(what, hint=f"write {origin}, without the path")
+    if url["scheme"].lower() == "http" and not is_loopback(host):
+        raise _expected("https://, as the key must not travel in the clear (http:// is for loopback addresses)")
+    return origin
+
+
+def _key_file(value: object, info: _Info) -> object:
+    """Return the path of a key file that holds a key now."""
+    if info.context is None:
+        return value
+    path = info.context.folder / _text("the path of a file with the API key")(value)
+    _key_from_file(path)
+    return path
+
+
+def _key_variable(value: object, info: _Info) -> object:
+    """Return the name of an environment variable that holds a key now."""
+    if info.context is None:
+        return value
+    what = "the name of an environment variable with the API key"
+    variable = _text(what)(value)
+    if not _VARIABLE.fullmatch(variable):
+        raise _expected(what)
+    _key_from_variable(variable, info.context.environ)
+    return variable
+
+
+class _Loader(SafeLoader):
+    """Resolves plain scalars by YAML 1.2's core schema: `no`, `1:30` and `2024-01-01` are what they look like, text."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - declared so by PyYAML; empty, so that YAML 1.1's are not inherited
+
+
+_NULL, _BOOL, _INT, _FLOAT, _MERGE, _STR, _SEQ, _MAP = (
+    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "merge", "str", "seq", "map")
+)
+_DIGITS = list("0123456789")
+for _tag, _pattern, _first in (
+    (_NULL, r"(?:~|null|Null|NULL|)\Z", ["~", "n", "N", ""]),
+    (_BOOL, r"(?:true|True|TRUE|false|False|FALSE)\Z", list("tTfF")),
+    (_INT, r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z", [*"-+", *_DIGITS]),
+    (_FLOAT, r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?)\Z", [*"-+.", *_DIGITS]),
+    (_FLOAT, r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z", list("-+.")),
+    (_MERGE, r"<<\Z", ["<"]),
+):
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
+
+
+class Campaign(BaseModel):
+    """One campaign to ask for."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    id: Annotated[str, _from_file(_campaign_id)] = Field(
+        description="the campaign's API identifier (a UUID), not the id in the dashboard's address"
+    )
+    name: Annotated[str, _from_file(_text("a name"))] = Field(
+        default_factory=lambda data: str(data.get("id", "")),
+        description="the label `campaign_name`; the id where it is left out",
+    )
+
+
+class Workspace(BaseModel):
+    """One workspace of Braze, its key and its campaigns."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    name: Annotated[str, _from_file(_text("a name of 1 to 128 printable characters", 128))] = Field(
+        description="the label `workspace`; no two have the same"
+    )
+    instance: Annotated[str | None, _from_file(_instance)] = Field(
+        default=None, description="the instance as Braze names it, or else `endpoint`"
+    )
+    endpoint: Annotated[str, _from_file(_endpoint)] = Field(
+        default_factory=lambda data: f"https://{INSTANCES[data['instance']]}" if data.get("instance") else "",
+        description="the URL of the REST host, or else `instance`",
+    )
+    api_key_file: Annotated[Path | None, BeforeValidator(_key_file)] = Field(
+        default=None, description="a file with the API key, read again when it changes, or else `api_key_env`"
+    )
+    api_key_env: Annotated[str | None, BeforeValidator(_key_variable)] = Field(
+        default=None, description="an environment variable with the API key, or else `api_key_file`"
+    )
+    timezone: Annotated[ZoneInfo, _from_file(_zone)] = Field(
+        default=ZoneInfo("UTC"), description="the time zone of the company in Braze, where its days begin"
+    )
+    requests_per_minute: Annotated[int, _whole_number(1, 50_000)] = Field(
+        default=10_000, description="at most so many requests a minute"
+    )
+    campaigns: Annotated[tuple[Campaign, ...], _from_file(_filled)] = Field(description="the campaigns to ask for")
+
+
+class Poll(BaseModel):
+    """When and how campaigns are asked; times are in seconds."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    interval: Annotated[float, _duration("1s", "24h")] = Field(
+        default=_seconds("5m"), description="how often each campaign is asked"
+    )
+    timeout: Annotated[float, _duration("1s", "1h")] = Field(
+        default=_seconds("30s"), description="how long one poll of one campaign may take, with its retries"
+    )
+    stale_after: Annotated[float, _duration("1s", "1w")] = Field(
+        default_factory=lambda data: STALE_INTERVALS * float(data["interval"]),
+        description=f"how long numbers stay without a success; {STALE_INTERVALS} intervals where it is left out",
+    )
+    days: Annotated[int, _whole_number(2, 100)] = Field(default=3, description="how many days Braze is asked for")
+    previous_day: Annotated[bool, _from_file(_flag)] = Field(
+        default=True, description="whether the day before the latest is exposed as well"
+    )
+    concurrency: Annotated[int, _whole_number(1, 1024)] = Field(
+        default=32, description="at most so many requests at once for each workspace"
+    )
+
+
+class Limits(BaseModel):
+    """How many of Braze's series are exposed at most."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    series: Annotated[int, _whole_number(1, 100_000_000)] = Field(
+        default=2_000_000, description="at most so many series of all campaigns together"
+    )
+    series_per_campaign: Annotated[int, _whole_number(1, 10_000_000)] = Field(
+        default=10_000, description="at most so many series of one campaign"
+    )
+
+
+class Config(BaseModel):
+    """The whole configuration."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    poll: Poll = Field(default=Poll(), description="when and how campaigns are asked")
+    limits: Limits = Field(default=Limits(), description="what bounds the exposition")
+    workspaces: Annotated[tuple[Workspace, ...], _from_file(_filled)] = Field(description="the workspaces")
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Config:
+    """Return the configuration that the file at `path` holds.
+
+    `environ` is where keys named by `api_key_env` are looked up; every key must be there and valid. Raises ConfigError
+    with all problems, by line.
+    """
+    document = _Document(_compose(path))
+    source = _Source(path.parent, environ)
+    config = None
+    findings = list(_check_between(document, source))
+    try:
+        config = Config.model_validate(document.value, context=source)
+    except ValidationError as error:
+        findings += _findings(error.errors(include_url=False, include_input=False))
+    problems = sorted({*document.problems, *map(document.problem, findings)})
+    if config is None or problems:  # raised out here: inside, the error would bring along pydantic's with the values
+        raise ConfigError(f"{path}:{line}: {text}" for line, text in problems)
+    return config
+
+
+def read_api_key(workspace: Workspace, environ: Mapping[str, str]) -> str:
+    """Return the key of `workspace` as it stands now, without white space around it.
+
+    Raises ConfigError, with neither the key nor where it was looked for in it.
+    """
+    try:
+        if workspace.api_key_file is not None:
+            return _key_from_file(workspace.api_key_file)
+        return _key_from_variable(workspace.api_key_env or "", environ)
+    except PydanticCustomError as error:
+        problem = f"workspace {_quoted(workspace.name)}: {_sentence(**(error.context or {}))}"
+    raise ConfigError([problem])
+
+
+@functools.cache
+def settings() -> tuple[Setting, ...]:
+    """Return every key of the file that takes a value, in the order of the models."""
+    return tuple(_settings(Config, ""))
+
+
+def warnings(config: Config) -> tuple[str, ...]:
+    """Return what is allowed but hardly meant: a host that is not Braze's, more campaigns than fit in the interval."""
+    found = []
+    for workspace in config.workspaces:
+        host = urlsplit(workspace.endpoint).hostname or ""
+        if not (_is_braze(host) or is_loopback(host)):
+            found.append(f"workspace {_quoted(workspace.name)}: {host} is not a host of braze.com or braze.eu")
+        needed = len(workspace.campaigns) * 60 / workspace.requests_per_minute
+        if needed > config.poll.interval:
+            found.append(
+                f"workspace {_quoted(workspace.name)}: {len(workspace.campaigns)} campaigns at "
+                f"{workspace.requests_per_minute} requests a minute are each asked every {_duration_text(needed)}, "
+                f"not every {_duration_text(config.poll.interval)}; raise requests_per_minute or interval"
+            )
+    return tuple(found)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether `host`, a name or an address with or without brackets, is this machine's own."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """What is wrong at one place of the document; without `got` the value there is described."""
+
+    location: _Location
+    what: str
+    got: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a node stands: its path for people, and its line."""
+
+    path: str
+    line: int
+
+    def problem(self, what: str, got: str, hint: str = "") -> tuple[int, str]:
+        sentence = _sentence(what, got, hint)
+        return self.line, f"{self.path}: {sentence}" if self.path else sentence
+
+
+class _Document:
+    """The nodes of a YAML document as plain values, with where each stands and what is wrong with their structure.
+
+    `value` is made of dict, tuple, str, int, float, bool and None; a node that aliases repeat is built once. `problems`
+    are pairs of a line and a text.
+    """
+
+    def __init__(self, root: yaml.Node | None) -> None:
+        self.problems: list[tuple[int, str]] = []
+        self._root = root
+        self._hidden = _secret_nodes(root)
+        self._top = _Place("", 1 if root is None else _line(root))
+        self._entries: dict[int, dict[str, tuple[yaml.Node, yaml.Node]]] = {}
+        self._values: dict[int, object] = {}
+        self._open: set[int] = set()
+        self.value = None if root is None else self._value(root, self._top)
+
+    def problem(self, finding: _Finding) -> tuple[int, str]:
+        """Return the line and the text of `finding`."""
+        place, node = self._find(finding.location)
+        if finding.got:
+            return place.problem(finding.what, finding.got, finding.hint)
+        came = self._describe(node)
+        return place.problem(finding.what, came, "" if came == _HIDDEN else finding.hint)  # a hint may repeat the value
+
+    def line(self, location: _Location) -> int:
+        """Return the line of `location`, or of the nearest thing around it that the file has."""
+        return self._find(location)[0].line
+
+    def describe(self, location: _Location) -> str:
+        """Return what stands at `location`, as far as it may be shown."""
+        return self._describe(self._find(location)[1])
+
+    def _find(self, location: _Location) -> tuple[_Place, yaml.Node | None]:
+        place, node = self._top, self._root
+        for part in location:
+            if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+                node = node.value[part]
+                place = self._below(place, part, node)
+            elif isinstance(node, yaml.MappingNode) and part in (entries := self._mapping(node, place)):
+                key, node = entries[str(part)]
+                place = self._below(place, str(part), key)
+            else:
+                return _Place(_join(place.path, part), place.line), None
+        return place, node
+
+    def _below(self, place: _Place, part: int | str, node: yaml.Node) -> _Place:
+        """Return the place of `node`, an item or a key; a path ends at a key named like a secret."""
+        return _Place(place.path if id(node) in self._hidden else _join(place.path, part), _line(node))
+
+    def _value(self, node: yaml.Node, place: _Place) -> object:
+        identity = id(node)
+        if identity not in self._values:
+            if not self._enter(node, place):
+                return None
+            self._values[identity] = self._build(node, place)
+            self._open.remove(identity)
+        return self._values[identity]
+
+    def _enter(self, node: yaml.Node, place: _Place) -> bool:
+        """Return whether `node` may be descended into, and note that it is until it leaves `_open`."""
+        if id(node) in self._open:
+            self.problems.append(place.problem("values without a circle", "an alias to something around it"))
+        elif len(self._open) == _DEEPEST:
+            self.problems.append(place.problem(f"at most {_DEEPEST} levels", "more"))
+        else:
+            self._open.add(id(node))
+            return True
+        return False
+
+    def _build(self, node: yaml.Node, place: _Place) -> object:
+        if isinstance(node, yaml.SequenceNode):
+            self._check_tag(node, (_SEQ,), place)
+            return tuple(self._value(item, self._below(place, index, item)) for index, item in enumerate(node.value))
+        if isinstance(node, yaml.MappingNode):
+            self._check_tag(node, (_MAP,), place)
+            entries = self._mapping(node, place)
+            return {name: self._value(item, self._below(place, name, key)) for name, (key, item) in entries.items()}
+        self._check_tag(node, (_STR, _INT, _FLOAT, _BOOL, _NULL), place)
+        return _scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, place: _Place) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """Return the keys and values of a mapping by name: its own, then those it merges, the nearest first."""
+        identity = id(node)
+        if identity in self._entries:
+            return self._entries[identity]
+        lines: dict[str, int] = {}
+        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
+            name = key.value if key.tag in (_STR, _MERGE) else None
+            if not isinstance(name, str):
+                where = _Place(place.path, _line(key))
+                self.problems.append(where.problem("a key that is text", self._describe(key), hint="put it in quotes"))
+                continue
+            where = self._below(place, name, key)
+            if name in lines:
+                self.problems.append(
+                    where.problem("each key once", f"it again; it stands in line {lines[name]} already")
+                )
+                continue
+            lines[name] = where.line
+            if key.tag == _MERGE:
+                self._merge(value, merged, where)
+            else:
+                own[name] = key, value
+        self._entries[identity] = merged | own
+        return self._entries[identity]
+
+    def _merge(self, value: yaml.Node, merged: dict[str, tuple[yaml.Node, yaml.Node]], place: _Place) -> None:
+        """Add to `merged` the entries of the mapping, or the list of mappings, that a merge key names."""
+        for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            if not isinstance(source, yaml.MappingNode):
+                self.problems.append(place.problem("a mapping or a list of mappings to merge", self._describe(source)))
+            elif self._enter(source, place):
+                merged.update(self._mapping(source, place) | merged)
+                self._open.remove(id(source))
+
+    def _check_tag(self, node: yaml.Node, known: tuple[str, ...], place: _Place) -> None:
+        if node.tag not in known:
+            tag = "one that is not shown" if id(node) in self._hidden else _quoted(node.tag)
+            self.problems.append(place.problem("no tag", tag))
+
+    def _describe(self, node: yaml.Node | None) -> str:
+        if node is None:
+            return "none" if self._root else "an empty file"
+        if node.tag == _NULL:
+            return "nothing"
+        if id(node) in self._hidden or (isinstance(node, yaml.ScalarNode) and _may_hold_secret(node.value)):
+            return _HIDDEN
+        if isinstance(node, yaml.ScalarNode):
+            kind = {_INT: "the number ", _FLOAT: "the number ", _BOOL: "the boolean "}.get(node.tag)
+            return kind + _quoted(node.value)[1:-1] if kind else _quoted(node.value)
+        return f"{'a' if node.value else 'an empty'} {'list' if isinstance(node, yaml.SequenceNode) else 'mapping'}"
+
+
+def _compose(path: Path) -> yaml.Node | None:
+    """Return the root of the document at `path`, None where it is empty; raise ConfigError where it is no YAML."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        loader = _Loader(text)
+        try:
+            return loader.get_single_node()
+        finally:
+            loader.dispose()
+    except OSError as error:
+        problem = f": expected a file that can be read, got {_quoted(error.strerror or 'an error')}"
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        problem = f":{line}: expected UTF-8, got the byte 0x{error.object[error.start]:02x}"
+    except yaml.MarkedYAMLError as error:
+        problem = _syntax_problem(error, text.splitlines())
+    except yaml.reader.ReaderError as error:
+        line = text.encode().count(b"\n", 0, error.position) + 1
+        problem = f":{line}: expected printable text, got a control character"
+    except RecursionError:
+        problem = f":1: expected at most {_DEEPEST} levels, got more"
+    raise ConfigError([f"{path}{problem}"])  # out here, so that it does not bring along the parser's with its snippets
+
+
+def _syntax_problem(error: yaml.MarkedYAMLError, lines: list[str]) -> str:
+    """Return the line and the text of a syntax error without anything of the file's own: it may be a secret."""
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else 1
+    if error.problem == "but found another document":
+        return f":{line}: expected one YAML document, got another one"
+    parts = [_without_quotes(error.problem or "not valid")]
+    if error.context and error.context_mark:
+        parts.append(f"{_without_quotes(error.context)} in line {error.context_mark.line + 1}")
+    if re.match(r" *\t", "".join(lines[line - 1 : line])):
+        parts.append("indent with spaces, not with tabs")
+    return f":{line}: expected YAML, got a syntax error: {'; '.join(parts)}"
+
+
+def _without_quotes(message: str) -> str:
+    """Return a message of the YAML parser without the text it quotes, unless that is the punctuation it misses."""
+    return re.sub(r"""\s*(['"])(.*?)\1""", lambda quote: quote[0] if quote[2] in (*":,]}-?",) else "", message)
+
+
+def _secret_nodes(root: yaml.Node | None) -> frozenset[int]:
+    """Return the identities of all nodes that stand, or are repeated by an alias, below a key named like a secret."""
+    secret: set[int] = set()
+    seen: set[tuple[int, bool]] = set()
+    rest = [(root, False)]
+    while rest:
+        node, hidden = rest.pop()
+        if node is None or (id(node), hidden) in seen:
+            continue
+        seen.add((id(node), hidden))
+        if hidden:
+            secret.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            rest += [(item, hidden) for item in node.value]
+        elif isinstance(node, yaml.MappingNode):
+            rest += [(key, hidden) for key, _ in node.value]
+            rest += [(value, hidden or _names_secret(key.value)) for key, value in node.value]
+    return frozenset(secret)
+
+
+def _names_secret(name: object) -> bool:
+    return isinstance(name, str) and _SECRET_NAME.search(name) is not None
+
+
+def _may_hold_secret(text: str) -> bool:
+    """Return whether `text` is like `token:x`, a key that lacks a blank, or like a URL with a password."""
+    return "@" in text or _names_secret(text)
+
+
+def _scalar(node: yaml.Node) -> object:
+    """Return the value of a scalar; what does not fit its tag (`!!int x`, more digits than Python reads) stays text."""
+    text = str(node.value)
+    if node.tag == _NULL:
+        return None
+    if node.tag == _BOOL:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if node.tag == _FLOAT:
+        return math.nan  # no setting takes a fraction: that it is one is all there is to know
+    if node.tag == _INT:
+        try:
+            return int(text, 0 if text.startswith(("0o", "0x")) else 10)
+        except ValueError:
+            return text
+    return text
+
+
+def _line(node: yaml.Node) -> int:
+    return node.start_mark.line + 1
+
+
+def _join(path: str, part: int | str) -> str:
+    if isinstance(part, int):
+        return f"{path}[{part}]"
+    plain = re.fullmatch(r"[\w-]{1,80}|<<", part)
+    name = part if plain else "(not shown)" if _may_hold_secret(part) else _quoted(part)
+    return f"{path}.{name}" if path else name
+
+
+def _quoted(text: str) -> str:
+    """Return `text` in quotes, on one line, with unprintable characters escaped and cut where it is long."""
+    return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…")
+
+
+def _sentence(what: str, got: str, hint: str = "") -> str:
+    return f"expected {what}, got {got}" + (f"; {hint}" if hint else "")
+
+
+_BUILT_IN = {
+    "missing": "a value, as this key has no default",
+    "model_type": "a mapping of keys to values",
+    "tuple_type": "a list",
+}
+
+
+def _findings(errors: Iterable[ErrorDetails]) -> Iterator[_Finding]:
+    """Yield what pydantic found, in our words."""
+    for error in errors:
+        kind, location = error["type"], error["loc"]
+        if kind == "default_factory_not_called":
+            continue  # the setting that the default depends on is wrong, and reported
+        if kind == "extra_forbidden":
+            yield _unknown_key(location)
+        elif kind == "expected":
+            yield _Finding(location, **error["ctx"])
+        else:
+            yield _Finding(location, _BUILT_IN.get(kind, "another value"))
+
+
+def _unknown_key(location: _Location) -> _Finding:
+    *above, last = location
+    around = "".join("[]" if isinstance(part, int) else f".{part}" for part in above).removeprefix(".")
+    inside = [setting.path for setting in settings() if setting.path.startswith(around)]
+    known = sorted({re.split(r"[.\[]", path.removeprefix(around).removeprefix("."))[0] for path in inside})
+    if around == "workspaces[]" and _names_secret(last):
+        hint = "an API key belongs in a file or an environment variable"
+        return _Finding(location, "api_key_file or api_key_env", "an unknown key whose value is not shown", hint)
+    close = difflib.get_close_matches(str(last), known, n=1)
+    return _Finding(
+        location, f"one of the keys {', '.join(known)}", "an unknown one", f"did you mean {close[0]}?" if close else ""
+    )
+
+
+def _check_between(document: _Document, source: _Source) -> Iterator[_Finding]:
+    """Yield what is wrong between settings, as far as they are there and usable."""
+    settings_by_name = _mapping(document.value)
+    yield from _check_stale_after(_mapping(settings_by_name.get("poll")), source)
+    workspaces = _mappings(("workspaces",), settings_by_name.get("workspaces"))
+    yield from _check_repeated(document, workspaces, "name")
+    for location, workspace in workspaces.items():
+        yield from _check_one_of(location, workspace, "endpoint", "instance")
+        yield from _check_one_of(location, workspace, "api_key_file", "api_key_env")
+        campaigns = _mappings((*location, "campaigns"), workspace.get("campaigns"))
+        yield from _check_repeated(document, campaigns, "id")
+
+
+def _check_stale_after(poll: Mapping[str, object], source: _Source) -> Iterator[_Finding]:
+    involved = {name: poll[name] for name in ("interval", "timeout", "stale_after") if name in poll}
+    try:
+        times = Poll.model_validate(involved, context=source)
+    except ValidationError:
+        return
+    least = times.interval + times.timeout
+    if times.stale_after < least:
+        default = f"the default of {STALE_INTERVALS} intervals, {_duration_text(times.stale_after)}"
+        yield _Finding(
+            ("poll", "stale_after"),
+            f"at least interval + timeout, {_duration_text(least)}",
+            "" if "stale_after" in poll else default,
+            "raise stale_after or lower timeout",
+        )
+
+
+def _check_one_of(location: _Location, workspace: Mapping[str, object], one: str, other: str) -> Iterator[_Finding]:
+    if one in workspace and other in workspace:
+        yield _Finding((*location, other), f"either {one} or {other}", "both")
+    if one not in workspace and other not in workspace:
+        yield _Finding(location, f"{one} or {other}", "neither")
+
+
+def _check_repeated(
+    document: _Document, items: Mapping[_Location, Mapping[str, object]], key: str
+) -> Iterator[_Finding]:
+    first: dict[str, int] = {}
+    for location, item in items.items():
+        value = item.get(key)
+        if not isinstance(value, str):
+            continue
+        same = value.lower() if key == "id" else value
+        if same in first:
+            got = f"{document.describe((*location, key))} again; it stands in line {first[same]} already"
+            yield _Finding((*location, key), f"each {key} once", got)
+        else:
+            first[same] = document.line((*location, key))
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _mappings(location: _Location, value: object) -> dict[_Location, Mapping[str, object]]:
+    """Return those items of a list that are mappings, by their location."""
+    items = value if isinstance(value, tuple) else ()
+    return {(*location, index): item for index, item in enumerate(items) if isinstance(item, dict)}
+
+
+def _key_from_file(path: Path) -> str:
+    what = "a file with an API key"
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LONGEST_KEY + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise _expected(what, f"one that cannot be read ({reason or 'not a path'})") from None
+    return _checked_key(content.decode("latin-1"), what)
+
+
+def _key_from_variable(variable: str, environ: Mapping[str, str]) -> str:
+    what = "an environment variable with an API key"
+    if variable not in environ:
+        raise _expected(what, got="one that is not set")
+    return _checked_key(environ[variable], what)
+
+
+def _checked_key(text: str, what: str) -> str:
+    key = text.strip()
+    if not key:
+        raise _expected(what, got="an empty one")
+    if len(key) > _LONGEST_KEY or not all("!" <= character <= "~" for character in key):
+        raise _expected(f"{what} of printable ASCII characters without blanks", "another content, which is not shown")
+    return key
+
+
+def _settings(model: type[BaseModel], prefix: str) -> Iterator[Setting]:
+    defaults: dict[str, object] = {}
+    for name, field in model.model_fields.items():
+        nested, suffix = field.annotation, "."
+        if typing.get_origin(nested) is tuple:
+            nested, suffix = typing.get_args(nested)[0], "[]."
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            yield from _settings(nested, f"{prefix}{name}{suffix}")
+            continue
+        if field.is_required():
+            default = "required"
+        else:
+            defaults[name] = field.get_default(call_default_factory=True, validated_data=defaults)
+            default = _as_yaml(defaults[name])
+        yield Setting(f"{prefix}{name}", default, field.description or "")
+
+
+def _as_yaml(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return _duration_text(value) if isinstance(value, float) else str(value)
+
+
+def _duration_text(seconds: float) -> str:
+    rest = round(seconds * 1000)
+    text = ""
+    for unit, size in _UNITS.items():
+        count, rest = divmod(rest, size)
+        text += f"{count}{unit}" if count else ""
+    return text or "0s"
+
+
+def _is_host(host: str) -> bool:
+    try:
+        return not host.startswith("[") or ipaddress.ip_address(host[1:-1]).version > 0
+    except ValueError:
+        return False
+
+
+def _is_braze(host: str) -> bool:
+    return host.endswith((".braze.com", ".braze.eu"))
+
+
+def _rest_hint(host: str) -> str:
+    """Return how to write the REST host that belongs to a host of the dashboard or of the SDKs."""
+    numbered = re.fullmatch(r"dashboard-(\d\d)\.braze\.(com|eu)", host)
+    if numbered:
+        rest = f"rest.{'iad' if numbered[2] == 'com' else 'fra'}-{numbered[1]}.braze.{numbered[2]}"
+    else:
+        rest = f"rest.{host.partition('.')[2]}"
+    return f"write https://{rest}" if rest in INSTANCES.values() else "the REST host begins with rest."

@@ -1,0 +1,379 @@
+"""The catalogue of metric families, and the samples that a campaign's and a workspace's state make. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, time
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from exporter.braze import DURATION_BUCKETS, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from zoneinfo import ZoneInfo
+
+    from exporter.braze import ApiStatistics
+    from exporter.model import Day, Variation
+    from exporter.poller import CampaignState, WorkspaceState
+
+MetricType = Literal["gauge", "counter", "info", "histogram"]
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric family: its name as the text format has it, and what its HELP and TYPE lines say."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    type: MetricType = "gauge"
+
+
+class Sample(NamedTuple):
+    """One number of a family; `label` is the label that it has beside its row's, `suffix` a histogram's."""
+
+    family: str
+    label: tuple[str, str] | None
+    value: float
+    suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Samples that have their labels in common; `place` tells a campaign's rows apart, whatever its name is."""
+
+    place: tuple[str, ...]
+    labels: Labels
+    samples: tuple[Sample, ...]
+
+
+LATEST = "braze_"
+PREVIOUS = "braze_previous_day_"
+
+CAMPAIGN_LABELS = ("campaign_id", "campaign_name", "workspace")
+VARIATION_LABELS = ("campaign_id", "campaign_name", "channel", "variation_id", "variation_name", "workspace")
+
+# What each statistic of a row in `messages.<channel>` counts. The keys are Braze's names.
+MESSAGE_STATISTICS = {
+    "sent": "Messages sent; rate-limited ones count at once, webhook errors too",
+    "delivered": "Messages that the receiving side accepted",
+    "opens": "Opens of e-mails, repeated and machine opens included",
+    "unique_opens": "Recipients who opened an e-mail, tracked for seven days",
+    "machine_open": "Opens of e-mails by machines, such as mail privacy proxies",
+    "machine_amp_open": "Opens of AMP e-mails by machines",
+    "clicks": "Clicks, repeated ones included",
+    "unique_clicks": "Recipients who clicked",
+    "bounces": "Messages that bounced; soft bounces of e-mail are not counted",
+    "unsubscribes": "Recipients who unsubscribed",
+    "reported_spam": "Messages reported as spam, as far as providers tell: Gmail does not",
+    "errors": "Webhooks that ended in an error; they are part of sent",
+    "direct_opens": "Opens by a tap on the push notification itself",
+    "total_opens": "Opens of the app by the push notification or shortly after it",
+    "body_clicks": "Clicks on the body of the push notification",
+    "sent_to_carrier": "Text messages handed to the carrier",
+    "rejected": "Text messages that the carrier rejected",
+    "delivery_failed": "Text messages that could not be delivered",
+    "undelivered": "Messages that were not delivered",
+    "opt_out": "Recipients who opted out by a reply",
+    "help": "Recipients who asked for help by a reply",
+    "failed": "WhatsApp messages that could not be delivered",
+    "read": "Messages that were read",
+    "total_clicks": "Clicks on content cards",
+    "total_dismissals": "Dismissals of content cards",
+    "total_impressions": "Views of content cards",
+    "unique_dismissals": "Recipients who dismissed a content card",
+    "unique_impressions": "Recipients who saw a content card",
+    "impressions": "Views of in-app messages",
+    "first_button_clicks": "Clicks on the first button of an in-app message",
+    "second_button_clicks": "Clicks on the second button of an in-app message",
+    "enrolled": "Users put into the control group",
+    "unique_recipients": "Users who received the message, unique within the day",
+}
+
+# What is said of a variation and of a whole campaign alike. `{}` is whose it is.
+_REVENUE = "Revenue in US dollars of {}; revenue of several campaigns overlaps"
+_CONVERSIONS = "Conversions of {}, on the day they happened, by conversion event (A is the primary one)"
+_CONVERSIONS_BY_SEND_TIME = (
+    "Conversions of {}, on the day the message was sent, by conversion event (A is the primary one)"
+)
+_OTHER = "Any other numeric statistic of {}, by Braze's name for it"
+
+# Braze numbers its conversion events from nothing to 3 and calls them A to D in its dashboard.
+CONVERSION_EVENTS = {"": "A", "1": "B", "2": "C", "3": "D"}
+
+
+class _Group(NamedTuple):
+    """The families of one kind of row on one of the two days; `other` is for statistics that have none."""
+
+    families: dict[str, Family]
+    by_statistic: dict[str, tuple[str, tuple[str, str] | None]]
+    other: str
+
+
+def _group(prefix: str, labels: tuple[str, ...], statistics: dict[str, str], whose: str, path: str, day: str) -> _Group:
+    def family(name: str, text: str, source: str, *extra: str) -> Family:
+        words = f"{text}; {day}. Braze's {path}{source}, polled, not read at scrape time."
+        return Family(prefix + name, words, (*labels, *extra))
+
+    own = {name: family(name, text, name) for name, text in statistics.items()}
+    by_statistic: dict[str, tuple[str, tuple[str, str] | None]] = {name: (own[name].name, None) for name in own}
+    own["revenue"] = family("revenue_dollars", _REVENUE.format(whose), "revenue")
+    by_statistic["revenue"] = (own["revenue"].name, None)
+    for statistic, text in {
+        "conversions": _CONVERSIONS,
+        "conversions_by_send_time": _CONVERSIONS_BY_SEND_TIME,
+    }.items():
+        own[statistic] = family(statistic, text.format(whose), statistic, "conversion_event")
+        for number, event in CONVERSION_EVENTS.items():
+            key = statistic.replace("conversions", f"conversions{number}")
+            by_statistic[key] = (own[statistic].name, ("conversion_event", event))
+    own["other"] = family("other", _OTHER.format(whose), "<stat>", "stat")
+    return _Group({family.name: family for family in own.values()}, by_statistic, own["other"].name)
+
+
+class _DayGroups(NamedTuple):
+    """The families of one of the two days."""
+
+    prefix: str
+    campaign: _Group
+    variation: _Group
+    timestamp: Family
+
+
+def _day_groups(prefix: str, day: str) -> _DayGroups:
+    campaign = _group(
+        f"{prefix}campaign_",
+        CAMPAIGN_LABELS,
+        {"unique_recipients": "Users who received the campaign, unique within the day"},
+        "the campaign",
+        "data[].",
+        day,
+    )
+    variation = _group(
+        f"{prefix}message_", VARIATION_LABELS, MESSAGE_STATISTICS, "the variation", "data[].messages.<channel>[].", day
+    )
+    timestamp = Family(
+        f"{prefix}campaign_day_timestamp_seconds",
+        f"Start of the day that the counts are of, in the workspace's time zone; {day}. "
+        "Braze's data[].time, polled, not read at scrape time.",
+        CAMPAIGN_LABELS,
+    )
+    return _DayGroups(prefix, campaign, variation, timestamp)
+
+
+_LATEST_GROUPS = _day_groups(LATEST, "latest day, which may still be running")
+_PREVIOUS_GROUPS = _day_groups(PREVIOUS, "previous day, the newest before the latest, complete")
+
+
+def _own(name: str, text: str, *labels: str, type: MetricType = "gauge") -> Family:  # noqa: A002 - Prometheus' word
+    return Family(name, f"{text}. Counted by the exporter.", labels, type)
+
+
+UP = _own(
+    "braze_campaign_up",
+    "1 when the last poll of the campaign succeeded and its counts are shown, else 0; says nothing of its activity",
+    *CAMPAIGN_LABELS,
+)
+LAST_SUCCESS = _own(
+    "braze_campaign_last_success_timestamp_seconds", "When the campaign was last polled with success", *CAMPAIGN_LABELS
+)
+POLLS = _own("braze_campaign_polls_total", "Polls of the campaign that ended", *CAMPAIGN_LABELS, type="counter")
+POLL_FAILURES = _own(
+    "braze_campaign_poll_failures_total",
+    "Polls of the campaign that failed, by the reason of the last try; a reason appears with its first failure",
+    *CAMPAIGN_LABELS,
+    "reason",
+    type="counter",
+)
+POLL_INTERVAL = _own(
+    "braze_campaign_poll_interval_seconds", "How often the campaign is polled at present", *CAMPAIGN_LABELS
+)
+DROPPED_SERIES = _own(
+    "braze_exporter_dropped_series",
+    "Samples of the campaign that are not shown because of limits.series or limits.series_per_campaign",
+    "campaign_id",
+    "workspace",
+)
+
+WORKSPACE_UP = _own(
+    "braze_workspace_up",
+    "1 while Braze accepts the key and some campaign was polled with success within two intervals, else 0",
+    "workspace",
+)
+WORKSPACE_CAMPAIGNS = _own("braze_workspace_campaigns", "Campaigns that are polled", "workspace")
+WORKSPACE_INFO = _own(
+    "braze_workspace_info", "The time zone that Braze's days are in", "timezone", "workspace", type="info"
+)
+API_REQUESTS = _own(
+    "braze_api_requests_total", "Requests sent to Braze, retries included", "api", "workspace", type="counter"
+)
+API_FAILURES = _own(
+    "braze_api_request_failures_total", "Requests to Braze that failed", "api", "reason", "workspace", type="counter"
+)
+API_DURATION = _own(
+    "braze_api_request_duration_seconds",
+    "Time from sending a request to the last byte of its answer",
+    "api",
+    "workspace",
+    type="histogram",
+)
+API_RATE_LIMIT = _own(
+    "braze_api_rate_limit", "Requests that Braze allows in one window (X-RateLimit-Limit)", "api", "workspace"
+)
+API_RATE_LIMIT_REMAINING = _own(
+    "braze_api_rate_limit_remaining", "Requests left in the window (X-RateLimit-Remaining)", "api", "workspace"
+)
+API_RATE_LIMIT_RESET = _own(
+    "braze_api_rate_limit_reset_timestamp_seconds", "When the window ends (X-RateLimit-Reset)", "api", "workspace"
+)
+
+BUILD_INFO = _own(
+    "braze_exporter_build_info", "Version of the exporter and of Python", "python_version", "version", type="info"
+)
+RELOAD_SUCCESSFUL = _own(
+    "braze_exporter_config_last_reload_successful", "1 when the last reload of the configuration succeeded"
+)
+RELOAD_TIME = _own(
+    "braze_exporter_config_last_reload_success_timestamp_seconds", "When the configuration was last loaded with success"
+)
+SERIES = _own("braze_exporter_series", "Samples shown of Braze's numbers")
+
+DAY_FAMILIES: tuple[Family, ...] = tuple(
+    family
+    for groups in (_LATEST_GROUPS, _PREVIOUS_GROUPS)
+    for family in (*groups.variation.families.values(), *groups.campaign.families.values(), groups.timestamp)
+)
+"""What is known of a campaign's two days: there while its last success is not stale."""
+
+STATUS_FAMILIES: tuple[Family, ...] = (UP, LAST_SUCCESS, POLLS, POLL_FAILURES, POLL_INTERVAL, DROPPED_SERIES)
+"""How polling a campaign goes: there while the campaign is configured."""
+
+OWN_FAMILIES: tuple[Family, ...] = (
+    WORKSPACE_UP,
+    WORKSPACE_CAMPAIGNS,
+    WORKSPACE_INFO,
+    API_REQUESTS,
+    API_FAILURES,
+    API_DURATION,
+    API_RATE_LIMIT,
+    API_RATE_LIMIT_REMAINING,
+    API_RATE_LIMIT_RESET,
+    BUILD_INFO,
+    RELOAD_SUCCESSFUL,
+    RELOAD_TIME,
+    SERIES,
+)
+"""Workspaces, their APIs and the exporter itself: read at each scrape."""
+
+FAMILIES: tuple[Family, ...] = DAY_FAMILIES + STATUS_FAMILIES + OWN_FAMILIES
+
+
+def day_rows(state: CampaignState) -> tuple[Row, ...]:
+    """Return the rows of the campaign's latest day, then of its previous day: what is served first comes first."""
+    rows: list[Row] = []
+    for day, groups in ((state.latest, _LATEST_GROUPS), (state.previous, _PREVIOUS_GROUPS)):
+        if day is not None:
+            rows.append(_campaign_row(state, day, groups))
+            rows.extend(_variation_row(state, variation, groups) for variation in day.variations)
+    return tuple(rows)
+
+
+def status_rows(state: CampaignState, dropped: int) -> tuple[Row, ...]:
+    """Return how polling the campaign goes; `dropped` is the number of its samples that found no place."""
+    polling: list[Sample] = [Sample(POLLS.name, None, state.polls), Sample(POLL_INTERVAL.name, None, state.interval)]
+    if state.up is not None:
+        polling.append(Sample(UP.name, None, state.up))
+    if state.last_success is not None:
+        polling.append(Sample(LAST_SUCCESS.name, None, state.last_success))
+    polling.extend(Sample(POLL_FAILURES.name, ("reason", reason), count) for reason, count in state.failures.items())
+    ids = (("campaign_id", state.campaign_id), ("workspace", state.workspace))
+    return (
+        Row(("status",), _campaign_labels(state), tuple(polling)),
+        Row(("dropped",), ids, (Sample(DROPPED_SERIES.name, None, dropped),)),
+    )
+
+
+def workspace_rows(state: WorkspaceState) -> Iterator[Row]:
+    """Yield what is known of a workspace and of each of Braze's endpoints it uses."""
+    workspace = ("workspace", state.workspace)
+    samples = (Sample(WORKSPACE_UP.name, None, state.up), Sample(WORKSPACE_CAMPAIGNS.name, None, state.campaigns))
+    yield Row((), (workspace,), samples)
+    yield Row((), (("timezone", state.timezone), workspace), (Sample(WORKSPACE_INFO.name, None, 1),))
+    for api, statistics in state.apis.items():
+        yield Row((), (("api", api), workspace), tuple(_api_samples(statistics)))
+
+
+def exporter_rows(
+    *, version: str, python_version: str, reload_successful: bool, reload_time: float, series: int
+) -> Iterator[Row]:
+    """Yield what the exporter says of itself."""
+    yield Row((), (("python_version", python_version), ("version", version)), (Sample(BUILD_INFO.name, None, 1),))
+    samples = (
+        Sample(RELOAD_SUCCESSFUL.name, None, reload_successful),
+        Sample(RELOAD_TIME.name, None, reload_time),
+        Sample(SERIES.name, None, series),
+    )
+    yield Row((), (), samples)
+
+
+def day_timestamp(day: Day, timezone: ZoneInfo) -> float:
+    """Return the Unix time in seconds at which the day begins in the zone."""
+    midnight = datetime.combine(day.date, time.min, timezone)
+    return (midnight - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
+
+
+def _campaign_row(state: CampaignState, day: Day, groups: _DayGroups) -> Row:
+    timestamp = Sample(groups.timestamp.name, None, day_timestamp(day, state.timezone))
+    samples = (timestamp, *_samples(day.statistics, groups.campaign))
+    return Row((groups.prefix,), _campaign_labels(state), samples)
+
+
+def _variation_row(state: CampaignState, variation: Variation, groups: _DayGroups) -> Row:
+    labels = (
+        ("campaign_id", state.campaign_id),
+        ("campaign_name", state.campaign_name),
+        ("channel", variation.channel),
+        ("variation_id", variation.id),
+        ("variation_name", variation.name),
+        ("workspace", state.workspace),
+    )
+    place = (groups.prefix, variation.channel, variation.id, variation.name)
+    return Row(place, labels, tuple(_samples(variation.statistics, groups.variation)))
+
+
+def _samples(statistics: dict[str, float], group: _Group) -> Iterator[Sample]:
+    for statistic, number in statistics.items():
+        family, label = group.by_statistic.get(statistic) or (group.other, ("stat", statistic))
+        yield Sample(family, label, number)
+
+
+def _campaign_labels(state: CampaignState) -> Labels:
+    return (
+        ("campaign_id", state.campaign_id),
+        ("campaign_name", state.campaign_name),
+        ("workspace", state.workspace),
+    )
+
+
+def _api_samples(statistics: ApiStatistics) -> Iterator[Sample]:
+    yield Sample(API_REQUESTS.name, None, statistics.requests)
+    for reason in Reason:
+        yield Sample(API_FAILURES.name, ("reason", reason), statistics.failures[reason])
+    requests = 0
+    for bucket, count in zip((*DURATION_BUCKETS, float("inf")), statistics.durations, strict=True):
+        requests += count
+        yield Sample(API_DURATION.name, ("le", bucket_text(bucket)), requests, "_bucket")
+    yield Sample(API_DURATION.name, None, requests, "_count")
+    yield Sample(API_DURATION.name, None, statistics.duration_sum, "_sum")
+    if statistics.rate_limit is not None:
+        yield Sample(API_RATE_LIMIT.name, None, statistics.rate_limit)
+    if statistics.rate_limit_remaining is not None:
+        yield Sample(API_RATE_LIMIT_REMAINING.name, None, statistics.rate_limit_remaining)
+    if statistics.rate_limit_reset is not None:
+        yield Sample(API_RATE_LIMIT_RESET.name, None, statistics.rate_limit_reset)
+
+
+def bucket_text(bound: float) -> str:
+    """Return a bucket's upper bound as the label `le` has it."""
+    return "+Inf" if bound == float("inf") else repr(bound)

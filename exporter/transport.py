@@ -1,0 +1,367 @@
+"""One GET through requests that is over by its deadline, whatever the other side does.
+
+requests' own timeouts are for each read: a server that sends a byte now and then keeps a request open for ever, and
+name resolution has no timeout at all. Here one thread shuts the sockets of requests whose time is up.
+
+    TransportError
+    ├── TimedOut        the deadline passed
+    ├── NotConnected    no connection, no name, or it was cut
+    ├── NotTrusted      TLS failed
+    ├── NotDecoded      the body is not what its Content-Encoding says
+    └── TooLarge        the body is over BODY_LIMIT
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import math
+import queue
+import socket
+import ssl
+import threading
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.util.connection import allowed_gai_family, create_connection
+
+from exporter.config import is_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+BODY_LIMIT = 16 * 1024 * 1024
+"""Bytes of a decoded body; Braze's largest answers are a hundredth of it."""
+
+_ERROR_BODY_LIMIT = 64 * 1024
+"""Bytes that are read of the body of an error, so that its connection can be kept."""
+
+
+class TransportError(Exception):
+    """A request got no usable answer; the text says why and holds nothing of the request or the answer."""
+
+
+class TimedOut(TransportError):
+    """The deadline passed before the last byte."""
+
+
+class NotConnected(TransportError):
+    """There was no connection, or it ended before the answer did."""
+
+
+class NotTrusted(TransportError):
+    """The TLS handshake failed, for instance because a certificate is not trusted."""
+
+
+class NotDecoded(TransportError):
+    """The body cannot be decompressed."""
+
+
+class TooLarge(TransportError):
+    """The body has more than BODY_LIMIT bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A status, the headers under any case of their names, and the decoded body (cut, unless the status is 200)."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport:
+    """Connections to one host, kept between requests; any number of threads may ask at once.
+
+    Proxies and CA bundles come from the environment, as requests reads it, once; a loopback host never goes through a
+    proxy. Redirects are not followed, cookies and netrc files not used.
+    """
+
+    def __init__(self, endpoint: str, *, connections: int, headers: Mapping[str, str]) -> None:
+        self._endpoint = endpoint
+        self._adapter = _Adapter(pool_connections=1, pool_maxsize=connections)
+        self._template = requests.Request("GET", endpoint, headers=dict(headers)).prepare()
+        self._proxies, self._verify = _environment(endpoint)
+        self._watchdog = _Watchdog()
+
+    def get(self, target: str, *, authorization: str, deadline: float) -> Reply:
+        """Ask for a path with its query; `deadline` is a time of time.monotonic().
+
+        Raises:
+            TransportError: one of its kinds, when there is no complete answer by then.
+
+        """
+        request = self._template.copy()
+        request.url = self._endpoint + target
+        request.headers["Authorization"] = authorization
+        with self._watchdog.watch(deadline) as watch:
+            try:
+                return self._reply(request, watch)
+            except TransportError:
+                raise
+            except Exception as error:
+                # A socket that is shut under a running request ends it in many ways.
+                if watch.expired or watch.remaining() <= 0 or _is(error, TimeoutError, requests.Timeout):
+                    raise TimedOut("no complete answer within the timeout") from None
+                if not isinstance(error, _EXPECTED):
+                    raise
+                raise _translated(error) from None
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        self._adapter.close()
+        self._watchdog.close()
+
+    def _reply(self, request: requests.PreparedRequest, watch: _Watch) -> Reply:
+        response = self._adapter.send(
+            request, stream=True, timeout=max(watch.remaining(), 0.001), verify=self._verify, proxies=self._proxies
+        )
+        raw: urllib3.BaseHTTPResponse = response.raw
+        try:
+            limit = BODY_LIMIT if response.status_code == http.client.OK else _ERROR_BODY_LIMIT
+            body = raw.read(limit + 1, decode_content=True)
+            if len(body) <= limit:
+                raw.release_conn()
+            elif limit == BODY_LIMIT:
+                raise TooLarge(f"the answer has more than {BODY_LIMIT} bytes")
+        finally:
+            response.close()
+        return Reply(response.status_code, response.headers, body)
+
+
+_EXPECTED = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
+"""What requests and the libraries below it raise when the other side does anything at all."""
+
+
+def _environment(endpoint: str) -> tuple[dict[str, str], bool | str]:
+    """Return the proxies and the CA bundle that requests would use."""
+    with requests.Session() as session:
+        settings = session.merge_environment_settings(endpoint, {}, None, None, None)
+    proxies = {} if is_loopback(urlsplit(endpoint).hostname or "") else dict(settings["proxies"])
+    verify = settings["verify"]
+    return proxies, verify if isinstance(verify, str) else True
+
+
+def _translated(error: Exception) -> TransportError:
+    """Name an exception of the libraries below by what happened, in words that are ours or the system's."""
+    if _is(error, urllib3.exceptions.DecodeError, requests.exceptions.ContentDecodingError):
+        return NotDecoded("the body is not what its Content-Encoding says")
+    innermost = list(_chain(error))[-1]
+    if _is(error, ssl.SSLError, urllib3.exceptions.SSLError, requests.exceptions.SSLError):
+        return NotTrusted(getattr(innermost, "verify_message", "") or getattr(innermost, "reason", "") or "TLS failed")
+    if isinstance(innermost, OSError) and innermost.strerror:
+        return NotConnected(innermost.strerror)
+    return NotConnected(type(innermost).__name__)
+
+
+def _is(error: BaseException, *kinds: type[BaseException]) -> bool:
+    return any(isinstance(link, kinds) for link in _chain(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and those it wraps; requests and urllib3 put them into arguments, `reason` and context."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        inner = [getattr(link, "reason", None), *reversed(link.args), link.__cause__, link.__context__]
+        link = next((other for other in inner if isinstance(other, BaseException) and id(other) not in seen), None)
+
+
+class _Line:
+    """A second handle on a connection's socket: shutting it ends whatever reads or writes, TLS handshakes too."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._lock = threading.Lock()
+        self._handle = sock.dup()
+        self._watched = False
+        self._closing = False
+
+    def watched(self, *, watched: bool) -> None:
+        """Keep the handle open while a request is watched, even if its connection is closed meanwhile."""
+        with self._lock:
+            self._watched = watched
+            self._close_if_done()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closing = True
+            self._close_if_done()
+
+    def shut(self) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            self._handle.shutdown(socket.SHUT_RDWR)
+
+    def _close_if_done(self) -> None:
+        if self._closing and not self._watched:
+            self._handle.close()
+
+
+class _Watch:
+    """The deadline of one running request."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.expired = False
+        self._lock = threading.Lock()
+        self._line: _Line | None = None
+
+    def remaining(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def attach(self, line: _Line | None) -> None:
+        """Watch this connection, and the one before no longer."""
+        with self._lock:
+            if line is self._line:
+                return
+            if self._line is not None:
+                self._line.watched(watched=False)
+            self._line = line
+            if line is not None:
+                line.watched(watched=True)
+                if self.expired:
+                    line.shut()
+
+    def expire(self) -> None:
+        with self._lock:
+            self.expired = True
+            if self._line is not None:
+                self._line.shut()
+
+
+_current_watch: ContextVar[_Watch] = ContextVar("_current_watch")
+"""The watch of the request that this thread makes: urllib3 opens connections deep inside a call."""
+
+
+class _Watchdog:
+    """A daemon thread that expires the watches whose deadline has passed; it sleeps until the earliest."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._watches: set[_Watch] = set()
+        self._wakes_at = math.inf
+        self._closed = False
+        threading.Thread(target=self._run, name="deadlines", daemon=True).start()
+
+    @contextlib.contextmanager
+    def watch(self, deadline: float) -> Iterator[_Watch]:
+        watch = _Watch(deadline)
+        with self._changed:
+            self._watches.add(watch)
+            if deadline < self._wakes_at:
+                self._changed.notify()
+        token = _current_watch.set(watch)
+        try:
+            yield watch
+        finally:
+            _current_watch.reset(token)
+            with self._changed:
+                self._watches.discard(watch)
+            watch.attach(None)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        with self._changed:
+            while not self._closed:
+                now = time.monotonic()
+                due = [watch for watch in self._watches if watch.deadline <= now]
+                self._watches.difference_update(due)
+                for watch in due:
+                    watch.expire()
+                self._wakes_at = min((watch.deadline for watch in self._watches), default=math.inf)
+                self._changed.wait(None if self._wakes_at == math.inf else self._wakes_at - now)
+
+
+class _WatchedConnection(HTTPConnection):
+    """A connection that tells the watch of the request it serves which socket to shut."""
+
+    _line: _Line | None = None
+
+    def _new_conn(self) -> socket.socket:
+        watch = _current_watch.get()
+        sock = _connect(self._dns_host, self.port or self.default_port, watch, self.socket_options)
+        self._line = _Line(sock)
+        watch.attach(self._line)
+        return sock
+
+    def request(self, *arguments: object, **options: object) -> None:
+        if self._line is not None:
+            _current_watch.get().attach(self._line)
+        super().request(*arguments, **options)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        super().close()
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
+
+class _WatchedTlsConnection(_WatchedConnection, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _WatchedConnection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _WatchedTlsConnection
+
+
+class _Adapter(HTTPAdapter):
+    """requests' adapter with watched connections, direct or through an HTTP proxy."""
+
+    def init_poolmanager(self, *arguments: object, **options: object) -> None:
+        super().init_poolmanager(*arguments, **options)  # type: ignore[arg-type]
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+
+    def proxy_manager_for(self, proxy: str, **options: object) -> urllib3.ProxyManager:
+        manager: urllib3.ProxyManager = super().proxy_manager_for(proxy, **options)
+        if proxy.lower().startswith("http"):
+            manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        return manager
+
+
+def _connect(host: str, port: int, watch: _Watch, options: list[tuple[int, int, int | bytes]] | None) -> socket.socket:
+    """Connect to the first address of the name that answers, within the time that is left."""
+    failure = OSError("the name has no address")
+    for address in _resolve(host, port, watch.remaining()):
+        try:
+            return create_connection((address, port), max(watch.remaining(), 0.001), socket_options=options)
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+def _resolve(host: str, port: int, timeout: float) -> list[str]:
+    """Look a name up in a thread of its own: the system's resolver cannot be told when to give up."""
+    answers: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, allowed_gai_family(), socket.SOCK_STREAM)
+            answers.put([str(address[0]) for *_, address in found])
+        except (OSError, UnicodeError) as error:
+            answers.put(error)
+
+    threading.Thread(target=look_up, name="resolve", daemon=True).start()
+    try:
+        answer = answers.get(timeout=max(timeout, 0.001))
+    except queue.Empty:
+        raise TimeoutError("the name was not resolved in time") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

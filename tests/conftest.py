@@ -1,0 +1,85 @@
+"""What every test can use: the option that rewrites goldens, and programs from outside as fixtures."""
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.servers import Prometheus, find_program, running_prometheus
+
+MISSING = "program not installed: "
+
+# A busy machine is no failure. What hypothesis sets for CI stays in force.
+hypothesis.settings.register_profile("braze-exporter", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("braze-exporter")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --update-goldens."""
+    parser.addoption("--update-goldens", action="store_true", help="write the goldens anew instead of comparing")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses a program from outside as a test with servers, so that -m selects it wherever it stands."""
+    for item in items:
+        if isinstance(item, pytest.Function) and {"prometheus", "promtool"} & set(item.fixturenames):
+            item.add_marker("server")
+
+
+@pytest.fixture(scope="session")
+def update_goldens(pytestconfig: pytest.Config) -> bool:
+    """Whether goldens are to be written instead of compared."""
+    return bool(pytestconfig.getoption("--update-goldens"))
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Path:
+    """The path of promtool."""
+    return _require("promtool")
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path) -> Iterator[Callable[[str], Prometheus]]:
+    """Start a Prometheus with the given configuration (YAML); it is stopped when the test ends."""
+    executable = _require("prometheus")
+
+    with ExitStack() as stack:
+
+        def start(configuration: str) -> Prometheus:
+            folder = tmp_path / f"prometheus-{len(list(tmp_path.glob('prometheus-*')))}"
+            folder.mkdir()
+            return stack.enter_context(running_prometheus(executable, configuration, folder))
+
+        yield start
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None]:
+    """Say in one line, below everything else, which programs were missing and how many tests that left out."""
+    yield
+    reasons = [
+        report.longrepr[2]
+        for report in terminalreporter.getreports("skipped")
+        if isinstance(report.longrepr, tuple) and MISSING in report.longrepr[2]
+    ]
+    if reasons:
+        names = ", ".join(sorted({reason.partition(MISSING)[2] for reason in reasons}))
+        terminalreporter.write_line(
+            f"Tests left out because a program is not installed: {len(reasons)} ({names});"
+            " `make programs` fetches what Debian has",
+            yellow=True,
+        )
+
+
+def _require(name: str) -> Path:
+    """Find a program; without it skip the test, and on CI, which must not lose tests unnoticed, fail it."""
+    program = find_program(name)
+    if program is None and os.environ.get("CI") == "true":
+        pytest.fail(MISSING + name)
+    if program is None:
+        pytest.skip(MISSING + name)
+    return program

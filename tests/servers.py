@@ -1,0 +1,159 @@
+"""Programs under test: started on loopback, awaited by condition, stopped by process id."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import requests
+
+Result = TypeVar("Result")
+
+ROOT = Path(__file__).parents[1]
+# Where tools/programs.sh unpacks Debian's packages.
+UNPACKED = ROOT / ".cache/debian/usr/bin"
+# Seconds between two looks at a condition.
+_PAUSE = 0.02
+
+
+def find_program(name: str) -> Path | None:
+    """Find a program among Debian's unpacked packages, else on PATH, else nowhere."""
+    found = shutil.which(name, path=UNPACKED) or shutil.which(name)
+    return Path(found) if found else None
+
+
+def eventually(condition: Callable[[], Result], *, what: str, timeout: float = 20) -> Result:
+    """Ask a condition until its answer is true, and return that answer.
+
+    `timeout` is in seconds, after which it raises AssertionError with `what`, the thing expected, and the last answer.
+    """
+    deadline = time.monotonic() + timeout
+    while not (answer := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"expected {what} within {timeout} s, the last answer was {answer!r}")
+        time.sleep(_PAUSE)
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A running program and the file that its output goes to."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def logged(self, pattern: str, *, timeout: float = 20) -> re.Match[str]:
+        """Wait until the output matches a regular expression, `timeout` seconds at most.
+
+        Raises AssertionError with the output when it does not, or when the program ends without having matched.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            status = self.process.poll()  # before reading: the last words of an ended program count
+            if match := re.search(pattern, self.output(), re.MULTILINE):
+                return match
+            if status is not None or time.monotonic() > deadline:
+                state = "is still running" if status is None else f"ended with status {status}"
+                raise AssertionError(
+                    f"expected output that matches {pattern!r} within {timeout} s, the program {state}; "
+                    f"its output:\n{self.output()}"
+                )
+            time.sleep(_PAUSE)
+
+    def output(self) -> str:
+        """Everything it wrote to stdout and stderr until now."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Program]:
+    """Run a program in the repository's folder while the context lasts, then terminate it, killing it after 10 s.
+
+    `environment` is added to this process's own.
+    """
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        try:
+            yield Program(process, log)
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class Prometheus:
+    """A Prometheus that answers at `url`."""
+
+    program: Program
+    url: str
+
+    def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
+        """Evaluate a PromQL expression of type instant vector now: pairs of labels and value, in no order.
+
+        Raises AssertionError with the answer when Prometheus refuses the expression or its type is another.
+        """
+        data = self.ask("query", query=promql)
+        assert isinstance(data, dict), data
+        assert data["resultType"] == "vector", f"expected an instant vector, got {data}"
+        return [(series["metric"], float(series["value"][1])) for series in data["result"]]
+
+    def ask(self, path: str, **parameters: str) -> object:
+        """Get the `data` of an answer of the query API; `path` is relative to /api/v1/.
+
+        Raises AssertionError with the answer when its status is not success.
+        """
+        answer: object = json.loads(fetch(f"{self.url}/api/v1/{path}", parameters).content)
+        assert isinstance(answer, dict), answer
+        assert answer["status"] == "success", f"expected success for {path} with {parameters}, got {answer}"
+        data: object = answer["data"]
+        return data
+
+
+@contextmanager
+def running_prometheus(executable: Path, configuration: str, folder: Path) -> Iterator[Prometheus]:
+    """Run a Prometheus with that configuration (YAML) on a free loopback port; it is ready when the context starts.
+
+    `folder` gets its configuration, data and log. The first scrape comes about 5 s after the start, however short
+    the interval: Prometheus gathers its targets so rarely.
+    """
+    file = folder / "prometheus.yml"
+    file.write_text(configuration, encoding="utf-8")
+    command: list[str | Path] = [
+        executable,
+        f"--config.file={file}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        "--web.listen-address=127.0.0.1:0",
+    ]
+    with running(command, log=folder / "prometheus.log") as program:
+        address = program.logged(r" address=(127\.0\.0\.1:[1-9]\d*)")[1]
+        program.logged("Server is ready to receive web requests")
+        eventually(lambda: fetch(f"http://{address}/-/ready").ok, what="a Prometheus that is ready")
+        yield Prometheus(program, f"http://{address}")
+
+
+def fetch(url: str, parameters: Mapping[str, str] | None = None) -> requests.Response:
+    """GET a loopback address, whatever proxies the environment names; whole answer within 10 s of silence."""
+    with requests.Session() as session:
+        session.trust_env = False
+        return session.get(url, params=parameters, timeout=10)
