@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import threading
 from dataclasses import dataclass, field, replace
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from http import HTTPStatus
@@ -40,6 +42,7 @@ _FIRST_BACK_OFF = 1.0
 _CATCH_UP = 0.02  # seconds of pacing that a late wake-up may make good, so that rates of 1,000/s are reached
 _MESSAGE_LENGTH = 200
 _LARGEST_HEADER = 2.0**53
+_DIGITS = re.compile(r"\d+(\.\d+)?", re.ASCII)
 
 
 class Reason(StrEnum):
@@ -138,6 +141,10 @@ class Pool:
             self._probing = self._closed is not None
             return Permit(probe=self._probing)
 
+    def closed_for(self, now: float) -> float:
+        """Return the seconds until a closed pool sends its next probe."""
+        return max(0.0, self._closed_until - now)
+
     def succeeded(self, permit: Permit) -> bool:
         """Take note of an answer; return whether it opened the pool."""
         with self._lock:
@@ -145,31 +152,29 @@ class Pool:
                 return False
             self._probing = False
             self._closed = None
+            self._closed_until = -math.inf
             self._refusals = 0
             return True
 
-    def failed(self, permit: Permit, error: BrazeError, now: float) -> float | None:
-        """Take note of a failure; return the seconds until the probe where it closed the pool, or kept it closed.
+    def failed(self, permit: Permit, error: BrazeError, now: float) -> bool:
+        """Take note of a failure; return whether it opened the pool, or closed it for another reason than before.
 
         401 and 429 close it. A probe that gets neither of them, but no answer of Braze's API either, decides nothing:
         another follows. Other refusals show that the API is open again.
         """
         refused = error.reason in {Reason.UNAUTHORIZED, Reason.RATE_LIMITED}
-        if not refused and not permit.probe:
-            return None
-        if not refused and error.reason in _ANSWERED:
-            self.succeeded(permit)
-            return None
+        if not refused and (not permit.probe or error.reason in _ANSWERED):
+            return self.succeeded(permit)
         with self._lock:
+            before = self._closed
             if permit.probe:
                 self._probing = False
-            if permit.probe or self._closed is None:
+            if permit.probe or before is None:
                 self._refusals += 1
             if refused:
                 self._closed = error.reason
-            pause = self._pause(error)
-            self._closed_until = max(self._closed_until, now + pause)
-            return pause
+            self._closed_until = max(self._closed_until, now + self._pause(error))
+            return self._closed is not before
 
     def _pause(self, error: BrazeError) -> float:
         if self._closed is Reason.UNAUTHORIZED:
@@ -245,7 +250,7 @@ class Client:
         """Ask for a campaign's last days; return the decoded answer.
 
         Raises:
-            BrazeError: with the reason of the last try that ended; there are three at most, all within `timeout` seconds.
+            BrazeError: with the reason of the last try that ended; there are three at most, within `timeout` seconds.
 
         """
         target = f"/campaigns/data_series?campaign_id={campaign_id}&length={days}"
@@ -267,7 +272,8 @@ class Client:
             try:
                 answer = self._try(api, target, permit, deadline)
             except BrazeError as error:
-                self._note_failure(pool, permit, error)
+                if pool.failed(permit, error, self._monotonic()):
+                    self._tell(pool)
                 if tries == _TRIES or error.reason not in _RETRIED:
                     raise
                 again = self._retry_permit(pool, deadline, _back_off(tries, self._random) / 2)
@@ -276,7 +282,7 @@ class Client:
                 permit = again
             else:
                 if pool.succeeded(permit):
-                    logger.info("Braze answers again", extra={"workspace": self.workspace.name})
+                    self._tell(pool)
                 return answer
         raise AssertionError("the last try returns or raises")
 
@@ -301,18 +307,16 @@ class Client:
             _read_rate_headers(self._statistics[api], reply)
         return reply
 
-    def _note_failure(self, pool: Pool, permit: Permit, error: BrazeError) -> None:
-        was_closed = pool.closed
-        pause = pool.failed(permit, error, self._monotonic())
+    def _tell(self, pool: Pool) -> None:
+        """Log that the pool has closed or opened."""
         where = {"workspace": self.workspace.name}
-        if pause is None:
-            if was_closed and not pool.closed:
-                logger.info("Braze answers again", extra=where)
-        elif pool.closed is not was_closed:
+        if (reason := pool.closed) is None:
+            logger.info("Braze answers again", extra=where)
+        else:
             logger.log(
-                logging.ERROR if pool.closed is Reason.UNAUTHORIZED else logging.WARNING,
-                _CLOSED_MESSAGES[pool.closed or error.reason],
-                extra={**where, "next_request_in": f"{pause:.1f}s"},
+                logging.ERROR if reason is Reason.UNAUTHORIZED else logging.WARNING,
+                _CLOSED_MESSAGES[reason],
+                extra={**where, "next_request_in": f"{pool.closed_for(self._monotonic()):.1f}s"},
             )
 
     def _retry_permit(self, pool: Pool, deadline: float, back_off: float) -> Permit | None:
@@ -373,6 +377,9 @@ _STATUS_REASONS: dict[int, Reason] = {
     HTTPStatus.PROXY_AUTHENTICATION_REQUIRED: Reason.CONNECTION,
 }
 
+_CLASS_REASONS = {3: Reason.REDIRECT, 4: Reason.BAD_REQUEST, 5: Reason.SERVER_ERROR}
+"""By the hundreds of the status, for those that have no reason of their own."""
+
 
 def _back_off(times: int, random: Random) -> float:
     """Return seconds that double with each time in a row, with jitter, up to the longest pause."""
@@ -389,13 +396,8 @@ def _answer(reply: Reply, key: str) -> object:
     detail = f"Braze answered {status}"
     if status in {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}:
         detail += _message(reply.body, key)
-    raise BrazeError(_STATUS_REASONS.get(status) or _reason_of_class(status), detail)
-
-
-def _reason_of_class(status: int) -> Reason:
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Reason.SERVER_ERROR
-    return {3: Reason.REDIRECT, 4: Reason.BAD_REQUEST}.get(status // 100, Reason.BAD_PAYLOAD)
+    reason = _STATUS_REASONS.get(status) or _CLASS_REASONS.get(status // 100, Reason.BAD_PAYLOAD)
+    raise BrazeError(reason, detail)
 
 
 def _decoded(body: bytes) -> object:
@@ -415,7 +417,8 @@ def _message(body: bytes, key: str) -> str:
     message = fields.get("message") if isinstance(fields, dict) else None
     if not isinstance(message, str) or not message or _holds_part_of(key, message):
         return ""
-    return f": {message[:_MESSAGE_LENGTH]}"
+    shown = "".join(character if character.isprintable() else " " for character in message[:_MESSAGE_LENGTH])
+    return f": {shown}"
 
 
 def _holds_part_of(key: str, text: str) -> bool:
@@ -441,25 +444,25 @@ def named_wait(headers: Mapping[str, str]) -> float | None:
 
 def _read_rate_headers(statistics: ApiStatistics, reply: Reply) -> None:
     """Keep what the headers say of the rate limit; one that is empty or absurd leaves the value before."""
-    limit = _number(reply.headers.get("X-RateLimit-Limit"))
-    remaining = _number(reply.headers.get("X-RateLimit-Remaining"))
-    reset = _number(reply.headers.get("X-RateLimit-Reset"))
-    statistics.rate_limit = statistics.rate_limit if limit is None else limit
-    statistics.rate_limit_remaining = statistics.rate_limit_remaining if remaining is None else remaining
-    statistics.rate_limit_reset = statistics.rate_limit_reset if reset is None else reset
+
+    def read(name: str, before: float | None) -> float | None:
+        number = _number(reply.headers.get(name))
+        return before if number is None or number > _LARGEST_HEADER else number
+
+    statistics.rate_limit = read("X-RateLimit-Limit", statistics.rate_limit)
+    statistics.rate_limit_remaining = read("X-RateLimit-Remaining", statistics.rate_limit_remaining)
+    statistics.rate_limit_reset = read("X-RateLimit-Reset", statistics.rate_limit_reset)
 
 
 def _number(text: str | None) -> float | None:
-    """Return a header's number, None where it is absent, empty or nothing that can be counted."""
-    try:
-        number = float(text or "")
-    except ValueError:
-        return None
-    return number if 0 <= number <= _LARGEST_HEADER else None
+    """Return a header's number, None where it is absent, empty or anything else than digits."""
+    return float(text) if text and _DIGITS.fullmatch(text.strip()) else None
 
 
 def _http_date(text: str | None) -> float | None:
+    """Return the Unix time of a header's date, which is in UTC even where it names no zone."""
     try:
-        return parsedate_to_datetime(text or "").timestamp()
+        date = parsedate_to_datetime(text or "")
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None

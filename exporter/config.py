@@ -198,25 +198,25 @@ def _zone(value: object) -> ZoneInfo:
 
 
 def _endpoint(value: object) -> str:
+    """Return the scheme, host and port of a URL that has nothing else, in lower case."""
     what = f"the URL of a REST host such as https://{INSTANCES['US-01']}"
     text = _text(what)(value)
     if "@" in text:
         raise _expected(what, "a URL with a user or password, which is not shown", "leave them out")
     if "?" in text or "#" in text:
         raise _expected(what, "a URL with a query or fragment, which is not shown", "leave it out")
-    url = _URL.fullmatch(text)
+    url = _URL.fullmatch(text) or _URL.fullmatch(f"https://{text}")
     if url is None:
-        bare = _URL.fullmatch(f"https://{text}")
-        raise _expected(what, hint=f"write https://{text}" if bare and _is_host(bare["host"].lower()) else "")
-    host, port = url["host"].lower(), url["port"] or ""
+        raise _expected(what)
+    scheme, host, port = url["scheme"].lower(), url["host"].lower(), url["port"] or ""
     if not _is_host(host) or (port and not 0 < int(port[1:]) < 1 << 16):
         raise _expected(what)
     if _is_braze(host) and re.match(r"(dashboard|sdk)\b", host):
         raise _expected(what, hint=_rest_hint(host))
-    origin = f"{url['scheme'].lower()}://{host}{port}"
-    if (url["path"] or "/") != "/":
-        raise _expected(what, hint=f"write {origin}, without the path")
-    if url["scheme"].lower() == "http" and not is_loopback(host):
+    origin = f"{scheme}://{host}{port}"
+    if "://" not in text or (url["path"] or "/") != "/":
+        raise _expected(what, hint=f"write {origin}")
+    if scheme == "http" and not is_loopback(host):
         raise _expected("https://, as the key must not travel in the clear (http:// is for loopback addresses)")
     return origin
 
@@ -243,7 +243,7 @@ def _key_variable(value: object, info: _Info) -> object:
 
 
 class _Loader(SafeLoader):
-    """Resolves plain scalars by YAML 1.2's core schema: `no`, `1:30` and `2024-01-01` are what they look like, text."""
+    """Resolves plain scalars as YAML 1.2 does, not 1.1: `no`, `1:30` and `2024-01-01` are what they look like, text."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - declared so by PyYAML; empty, so that YAML 1.1's are not inherited
 
@@ -255,7 +255,7 @@ _DIGITS = list("0123456789")
 for _tag, _pattern, _first in (
     (_NULL, r"(?:~|null|Null|NULL|)\Z", ["~", "n", "N", ""]),
     (_BOOL, r"(?:true|True|TRUE|false|False|FALSE)\Z", list("tTfF")),
-    (_INT, r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z", [*"-+", *_DIGITS]),
+    (_INT, r"[-+]?[0-9]+\Z", [*"-+", *_DIGITS]),
     (_FLOAT, r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?)\Z", [*"-+.", *_DIGITS]),
     (_FLOAT, r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z", list("-+.")),
     (_MERGE, r"<<\Z", ["<"]),
@@ -660,7 +660,7 @@ def _scalar(node: yaml.Node) -> object:
         return math.nan  # no setting takes a fraction: that it is one is all there is to know
     if node.tag == _INT:
         try:
-            return int(text, 0 if text.startswith(("0o", "0x")) else 10)
+            return int(text)
         except ValueError:
             return text
     return text
@@ -673,8 +673,9 @@ def _line(node: yaml.Node) -> int:
 def _join(path: str, part: int | str) -> str:
     if isinstance(part, int):
         return f"{path}[{part}]"
-    plain = re.fullmatch(r"[\w-]{1,80}|<<", part)
-    name = part if plain else "(not shown)" if _may_hold_secret(part) else _quoted(part)
+    name = part
+    if not re.fullmatch(r"[\w-]{1,80}|<<", part):
+        name = "(not shown)" if _may_hold_secret(part) else _quoted(part)
     return f"{path}.{name}" if path else name
 
 

@@ -439,7 +439,7 @@ def _counts(
         whole = counts[statistic.of] if statistic.of else _reached(campaign.rhythm, messages, statistic, age)
         rate = statistic.rate
         if rate < 1:
-            rate *= (1 + 0.06 * _spread(byte)) * (variation.appeal if statistic.late else 1)
+            rate = min(1.0, rate * (1 + 0.06 * _spread(byte)) * (variation.appeal if statistic.late else 1))
         counts[statistic.name] = math.floor(rate * whole) - (counts[statistic.less] if statistic.less else 0)
     return counts
 

@@ -17,6 +17,7 @@ import contextlib
 import http.client
 import math
 import queue
+import re
 import socket
 import ssl
 import threading
@@ -36,7 +37,7 @@ from urllib3.util.connection import allowed_gai_family, create_connection
 from exporter.config import is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 BODY_LIMIT = 16 * 1024 * 1024
 """Bytes of a decoded body; Braze's largest answers are a hundredth of it."""
@@ -116,29 +117,29 @@ class Transport:
                 raise _translated(error) from None
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
-        self._adapter.close()
+        """Close the connections that are not in use, and the others when their requests end; no more are made."""
         self._watchdog.close()
+        self._adapter.close()
 
     def _reply(self, request: requests.PreparedRequest, watch: _Watch) -> Reply:
         response = self._adapter.send(
             request, stream=True, timeout=max(watch.remaining(), 0.001), verify=self._verify, proxies=self._proxies
         )
-        raw: urllib3.BaseHTTPResponse = response.raw
+        limit = BODY_LIMIT if response.status_code == http.client.OK else _ERROR_BODY_LIMIT
         try:
-            limit = BODY_LIMIT if response.status_code == http.client.OK else _ERROR_BODY_LIMIT
-            body = raw.read(limit + 1, decode_content=True)
-            if len(body) <= limit:
-                raw.release_conn()
-            elif limit == BODY_LIMIT:
-                raise TooLarge(f"the answer has more than {BODY_LIMIT} bytes")
+            body: bytes = response.raw.read(limit + 1, decode_content=True)
         finally:
-            response.close()
+            response.close()  # and the connection, unless it was read to the end
+        if len(body) > BODY_LIMIT:
+            raise TooLarge(f"the answer has more than {BODY_LIMIT} bytes")
         return Reply(response.status_code, response.headers, body)
 
 
 _EXPECTED = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
 """What requests and the libraries below it raise when the other side does anything at all."""
+
+_TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d+)")
+"""How http.client words that a proxy does not connect; what follows is the proxy's own text."""
 
 
 def _environment(endpoint: str) -> tuple[dict[str, str], bool | str]:
@@ -155,10 +156,14 @@ def _translated(error: Exception) -> TransportError:
     if _is(error, urllib3.exceptions.DecodeError, requests.exceptions.ContentDecodingError):
         return NotDecoded("the body is not what its Content-Encoding says")
     innermost = list(_chain(error))[-1]
+    if _is(error, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        return NotConnected("the connection was closed")
     if _is(error, ssl.SSLError, urllib3.exceptions.SSLError, requests.exceptions.SSLError):
         return NotTrusted(getattr(innermost, "verify_message", "") or getattr(innermost, "reason", "") or "TLS failed")
     if isinstance(innermost, OSError) and innermost.strerror:
         return NotConnected(innermost.strerror)
+    if refusal := _TUNNEL_REFUSED.match(str(innermost)):
+        return NotConnected(f"the proxy answered {refusal[1]}")
     return NotConnected(type(innermost).__name__)
 
 
@@ -178,18 +183,26 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 class _Line:
-    """A second handle on a connection's socket: shutting it ends whatever reads or writes, TLS handshakes too."""
+    """A second handle on a connection's socket: shutting it ends whatever reads or writes, TLS handshakes too.
+
+    It is open until its connection is closed, and while a request is watched on it even if that was closed before.
+    A connection serves its next request while the one before still ends: only the last watch counts.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._lock = threading.Lock()
         self._handle = sock.dup()
-        self._watched = False
+        self._watch: _Watch | None = None
         self._closing = False
 
-    def watched(self, *, watched: bool) -> None:
-        """Keep the handle open while a request is watched, even if its connection is closed meanwhile."""
+    def begin(self, watch: _Watch) -> None:
         with self._lock:
-            self._watched = watched
+            self._watch = watch
+
+    def end(self, watch: _Watch) -> None:
+        with self._lock:
+            if self._watch is watch:
+                self._watch = None
             self._close_if_done()
 
     def close(self) -> None:
@@ -197,12 +210,13 @@ class _Line:
             self._closing = True
             self._close_if_done()
 
-    def shut(self) -> None:
+    def shut(self, watch: _Watch) -> None:
         with self._lock, contextlib.suppress(OSError):
-            self._handle.shutdown(socket.SHUT_RDWR)
+            if self._watch is watch:
+                self._handle.shutdown(socket.SHUT_RDWR)
 
     def _close_if_done(self) -> None:
-        if self._closing and not self._watched:
+        if self._closing and self._watch is None:
             self._handle.close()
 
 
@@ -224,18 +238,18 @@ class _Watch:
             if line is self._line:
                 return
             if self._line is not None:
-                self._line.watched(watched=False)
+                self._line.end(self)
             self._line = line
             if line is not None:
-                line.watched(watched=True)
+                line.begin(self)
                 if self.expired:
-                    line.shut()
+                    line.shut(self)
 
     def expire(self) -> None:
         with self._lock:
             self.expired = True
             if self._line is not None:
-                self._line.shut()
+                self._line.shut(self)
 
 
 _current_watch: ContextVar[_Watch] = ContextVar("_current_watch")
@@ -243,7 +257,10 @@ _current_watch: ContextVar[_Watch] = ContextVar("_current_watch")
 
 
 class _Watchdog:
-    """A daemon thread that expires the watches whose deadline has passed; it sleeps until the earliest."""
+    """A daemon thread that expires the watches whose deadline has passed; it sleeps until the earliest.
+
+    It ends when it is closed and nothing is left to watch.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -256,6 +273,8 @@ class _Watchdog:
     def watch(self, deadline: float) -> Iterator[_Watch]:
         watch = _Watch(deadline)
         with self._changed:
+            if self._closed:
+                raise NotConnected("the exporter closes its connections")
             self._watches.add(watch)
             if deadline < self._wakes_at:
                 self._changed.notify()
@@ -266,6 +285,8 @@ class _Watchdog:
             _current_watch.reset(token)
             with self._changed:
                 self._watches.discard(watch)
+                if not self._watches:  # it may be closed meanwhile
+                    self._changed.notify()
             watch.attach(None)
 
     def close(self) -> None:
@@ -275,7 +296,7 @@ class _Watchdog:
 
     def _run(self) -> None:
         with self._changed:
-            while not self._closed:
+            while self._watches or not self._closed:
                 now = time.monotonic()
                 due = [watch for watch in self._watches if watch.deadline <= now]
                 self._watches.difference_update(due)
@@ -285,9 +306,20 @@ class _Watchdog:
                 self._changed.wait(None if self._wakes_at == math.inf else self._wakes_at - now)
 
 
+class _Response(http.client.HTTPResponse):
+    """A response whose chunks have no negative length: the standard library takes -1 as "all", past every limit."""
+
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        if size < 0:
+            raise ValueError("expected a chunk's length, got a negative number")
+        return size
+
+
 class _WatchedConnection(HTTPConnection):
     """A connection that tells the watch of the request it serves which socket to shut."""
 
+    response_class = _Response
     _line: _Line | None = None
 
     def _new_conn(self) -> socket.socket:
@@ -334,13 +366,29 @@ class _Adapter(HTTPAdapter):
             manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
         return manager
 
+    def cert_verify(self, conn: object, url: str, verify: object, cert: object) -> None:
+        try:
+            super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
+        except OSError:
+            raise NotTrusted(f"expected a CA bundle at {verify}, got nothing there") from None
+
 
 def _connect(host: str, port: int, watch: _Watch, options: list[tuple[int, int, int | bytes]] | None) -> socket.socket:
     """Connect to the first address of the name that answers, within the time that is left."""
+    sock = _first_connection(_resolve(host, port, watch.remaining()), port, watch, options)
+    sock.settimeout(max(watch.remaining(), 0.001))
+    return sock
+
+
+def _first_connection(
+    addresses: Sequence[str], port: int, watch: _Watch, options: list[tuple[int, int, int | bytes]] | None
+) -> socket.socket:
+    """Try one address after the other, each for an equal share of the time left: one may be a dead end."""
     failure = OSError("the name has no address")
-    for address in _resolve(host, port, watch.remaining()):
+    for place, address in enumerate(addresses):
+        share = watch.remaining() / (len(addresses) - place)
         try:
-            return create_connection((address, port), max(watch.remaining(), 0.001), socket_options=options)
+            return create_connection((address, port), max(share, 0.001), socket_options=options)
         except OSError as error:
             failure = error
     raise failure

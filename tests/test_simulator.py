@@ -194,6 +194,13 @@ def test_reactions_trail_the_sends() -> None:
     assert 0.7 < during["delivered"] / during["sent"] < 0.98
 
 
+def test_the_fate_of_every_message_is_known_at_midnight() -> None:
+    """When the day is over each mail of it has been delivered or has bounced."""
+    row = rows(daily(EMAIL, THURSDAY, now=midnight(THURSDAY, UTC) + 24 * HOUR, zone=UTC))[0]
+
+    assert row["delivered"] + row["bounces"] == row["sent"] > 0
+
+
 @pytest.mark.parametrize("day", [date(2026, 3, 29), date(2026, 10, 25)], ids=["23 hours", "25 hours"])
 def test_days_on_which_the_clocks_change_are_complete(day: date) -> None:
     """A day of 23 or 25 hours starts at zero, grows hour by hour, and is done at its end, not before."""

@@ -1,0 +1,334 @@
+"""Tests of exporter.exposition: samples in, the bytes that prometheus_client would write out."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import date
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.exposition import generate_latest as generate_latest_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample as ReferenceSample
+
+from exporter.braze import ApiStatistics, Reason
+from exporter.config import Limits
+from exporter.exposition import Exposition, Format, head, render, value_text
+from exporter.metrics import FAMILIES, Row, day_rows, exporter_rows, status_rows, workspace_rows
+from exporter.model import Day, PayloadError, Variation, clean, parse_data_series
+from exporter.poller import CampaignState, WorkspaceState
+from tests.strategies import ANSWERS
+
+TEXT = st.text() | st.text(alphabet='\\"\n,={} \r\0\x1f\x85ü🛒')
+LABEL_VALUES = TEXT.map(clean)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(0, 10**9).map(float)
+STATISTICS = st.dictionaries(
+    st.sampled_from(["sent", "revenue", "conversions", "conversions3", "conversions1_by_send_time", "enrolled"])
+    | LABEL_VALUES,
+    NUMBERS,
+    max_size=8,
+)
+VARIATIONS = st.builds(Variation, LABEL_VALUES, LABEL_VALUES, LABEL_VALUES, STATISTICS)
+DAYS = st.builds(
+    Day,
+    st.dates(),
+    STATISTICS,
+    st.lists(VARIATIONS, max_size=4, unique_by=lambda row: (row.channel, row.id, row.name)).map(tuple),
+)
+STATES = st.builds(
+    CampaignState,
+    LABEL_VALUES,
+    st.sampled_from(["UTC", "Asia/Kolkata", "America/New_York"]).map(ZoneInfo),
+    LABEL_VALUES,
+    LABEL_VALUES,
+    NUMBERS,
+    st.none() | st.booleans(),
+    st.none() | NUMBERS,
+    st.none(),
+    st.integers(0, 10**12),
+    st.dictionaries(st.sampled_from(Reason), st.integers(1, 10**7)),
+    st.none() | DAYS,
+    st.none() | DAYS,
+)
+LIMITS = Limits(series=1_000_000, series_per_campaign=10_000)
+STATE = CampaignState(
+    workspace="main",
+    timezone=ZoneInfo("UTC"),
+    campaign_id="3bbc4555-8fa0-4c9b-a5c0-4505edf3e064",
+    campaign_name="Welcome",
+    interval=300.0,
+    up=True,
+    last_success=1772600000.0,
+    polls=1,
+    latest=Day(date(2026, 3, 3), {}, (Variation("email", "1", "", {"sent": 5.0}),)),
+)
+
+
+class Reference(Collector):
+    """The same samples for prometheus_client."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = list(rows)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the families that have samples, in the catalogue's order."""
+        for family in FAMILIES:
+            name = family.name
+            if family.type in {"counter", "info"}:
+                name = name.removesuffix("_total").removesuffix("_info")
+            metric = Metric(name, family.help, family.type)
+            metric.samples = [
+                ReferenceSample(
+                    family.name + sample.suffix, dict([*row.labels, *filter(None, [sample.label])]), sample.value
+                )
+                for row in self._rows
+                for sample in row.samples
+                if sample.family == family.name
+            ]
+            if metric.samples:
+                yield metric
+
+
+def rendered(rows: Iterable[Row], form: Format) -> bytes:
+    """Return what prometheus_client makes of rows, without OpenMetrics' last line."""
+    registry = CollectorRegistry()
+    registry.register(Reference(rows))
+    if form is Format.TEXT:
+        return generate_latest(registry)
+    reference: bytes = generate_latest_openmetrics(registry)  # type: ignore[no-untyped-call]
+    return reference.removesuffix(b"# EOF\n")
+
+
+def joined(exposition: Exposition, form: Format = Format.TEXT) -> str:
+    """Return what a scrape would send of the campaigns."""
+    return b"".join(exposition.parts(form, {})).decode()
+
+
+@pytest.mark.parametrize("form", Format)
+@given(state=STATES, dropped=st.integers(0, 10**7))
+def test_equals_prometheus_client(form: Format, state: CampaignState, dropped: int) -> None:
+    """Any campaign is rendered byte for byte as prometheus_client renders the same samples."""
+    exposition = Exposition(LIMITS)
+    exposition.publish(state)
+
+    expected = rendered([*day_rows(state), *status_rows(state, 0)], form)
+
+    assert expected == b"".join(exposition.parts(form, {}))
+    assert rendered(status_rows(state, dropped), form) == b"".join(
+        part for family in FAMILIES for part in _with_head(family.name, render(status_rows(state, dropped)), form)
+    )
+
+
+def _with_head(name: str, pieces: dict[str, bytes], form: Format) -> list[bytes]:
+    family = next(family for family in FAMILIES if family.name == name)
+    return [head(family, form), pieces[name]] if name in pieces else []
+
+
+@pytest.mark.parametrize("form", Format)
+@given(data=st.data())
+def test_own_metrics_equal_prometheus_client(form: Format, data: st.DataObject) -> None:
+    """Workspaces, their APIs with a histogram, and the exporter itself are rendered so too."""
+    statistics = ApiStatistics(rate_limit=50_000.0, rate_limit_reset=data.draw(NUMBERS))
+    for seconds in data.draw(st.lists(st.floats(0, 100))):
+        statistics.observe(seconds)
+    workspace = WorkspaceState(
+        data.draw(LABEL_VALUES), data.draw(LABEL_VALUES), 3, up=True, closed=None, apis={"data_series": statistics}
+    )
+    own = exporter_rows(version="1", python_version="3", reload_successful=True, reload_time=1.5e9, series=7)
+    rows = [*workspace_rows(workspace), *own]
+
+    assert rendered(rows, form) == b"".join(Exposition(LIMITS).parts(form, render(rows)))
+
+
+@given(NUMBERS)
+def test_value_text_can_be_read_back(value: float) -> None:
+    """Nothing of a number is lost in its text."""
+    assert float(value_text(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0.0"),
+        (7, "7.0"),
+        (999_999, "999999.0"),
+        (1_000_000, "1e+06"),
+        (1772323200.5, "1.7723232005e+09"),
+        (1e22, "1e+22"),
+        (-5e6, "-5000000.0"),
+    ],
+)
+def test_value_text(value: float, text: str) -> None:
+    """Numbers from a million on have an exponent, as Go's have."""
+    assert value_text(value) == text
+
+
+@given(st.lists(STATES, max_size=4, unique_by=lambda state: state.key))
+def test_parsers_read_it_back(states: list[CampaignState]) -> None:
+    """prometheus_client's parsers read both formats, and find every sample with its labels and value."""
+    exposition = Exposition(LIMITS)
+    for state in states:
+        exposition.publish(state)
+    expected = sorted(
+        (sample.family, sorted([*row.labels, *filter(None, [sample.label])]), sample.value)
+        for state in states
+        for row in (*day_rows(state), *status_rows(state, 0))
+        for sample in row.samples
+    )
+
+    for families in (
+        parse_text(joined(exposition)),
+        parse_openmetrics(joined(exposition, Format.OPENMETRICS) + "# EOF\n"),  # type: ignore[no-untyped-call]
+    ):
+        read = sorted(
+            (sample.name, sorted(sample.labels.items()), sample.value)
+            for family in families
+            for sample in family.samples
+        )
+        assert expected == read
+
+
+@given(st.lists(STATES, max_size=6))
+def test_label_sets_never_collide(states: list[CampaignState]) -> None:
+    """Whatever the names are, no two sample lines have the same labels."""
+    exposition = Exposition(LIMITS)
+    for state in states:
+        exposition.publish(state)
+    series = [line.rpartition(" ")[0] for line in joined(exposition).split("\n") if line and not line.startswith("#")]
+
+    assert len(series) == len(set(series))
+
+
+@settings(max_examples=1000)
+@given(value=ANSWERS, name=LABEL_VALUES)
+def test_hostile_answers_never_break_the_page(value: object, name: str) -> None:
+    """Whatever Braze answers is refused as a whole or served so that parsers read it, one sample a label set."""
+    exposition = Exposition(LIMITS)
+    exposition.publish(STATE)
+    try:
+        parsed = parse_data_series(value)
+    except PayloadError:
+        return
+    exposition.publish(
+        replace(STATE, campaign_id="hostile", campaign_name=name, latest=parsed.latest, previous=parsed.previous)
+    )
+    samples = [
+        (sample.name, *sorted(sample.labels.items()))
+        for family in parse_text(joined(exposition))
+        for sample in family.samples
+    ]
+
+    assert len(samples) == len(set(samples))
+    assert len(samples) == sum(not line.startswith("#") for line in joined(exposition).split("\n")[:-1])
+
+
+def test_heads_need_no_escaping() -> None:
+    """HELP texts are one line of plain text without quotes and backslashes."""
+    for family in FAMILIES:
+        assert family.help.isascii()
+        assert family.help.isprintable()
+        assert not set(family.help) & set('\\"')
+
+
+def test_publishing_replaces_what_was() -> None:
+    """A family that an answer no longer has goes, the others get their new values."""
+    exposition = Exposition(LIMITS)
+    exposition.publish(STATE)
+    exposition.publish(replace(STATE, latest=Day(date(2026, 3, 3), {}, (Variation("email", "1", "", {"read": 6.0}),))))
+
+    assert "braze_message_sent" not in joined(exposition)
+    assert 'variation_name="",workspace="main"} 6.0\n' in joined(exposition)
+    assert exposition.shown(STATE.key) == 2
+
+
+def test_a_new_name_moves_the_series() -> None:
+    """A renamed campaign has its series under the new name alone."""
+    exposition = Exposition(LIMITS)
+    exposition.publish(STATE)
+    exposition.publish(replace(STATE, campaign_name="Hello"))
+
+    assert "Welcome" not in joined(exposition)
+    assert 'campaign_name="Hello"' in joined(exposition)
+
+
+def test_withdrawing_leaves_nothing() -> None:
+    """A campaign that is taken away leaves no sample."""
+    exposition = Exposition(LIMITS)
+    exposition.publish(STATE)
+    exposition.withdraw(STATE.key)
+
+    assert joined(exposition) == ""
+    assert exposition.series == 0
+
+
+def test_what_is_dropped_is_counted() -> None:
+    """A row without a place is dropped whole, and its campaign says how many samples that is."""
+    exposition = Exposition(Limits(series=1000, series_per_campaign=1))
+    exposition.publish(STATE)
+
+    assert "braze_message_sent" not in joined(exposition)
+    assert (
+        'braze_exporter_dropped_series{campaign_id="3bbc4555-8fa0-4c9b-a5c0-4505edf3e064",workspace="main"} 1.0'
+        in joined(exposition)
+    )
+    assert exposition.series == 1
+
+
+def test_settling_goes_by_the_order_of_the_states() -> None:
+    """Who answers first at a start does not decide who is shown, the order of the configuration does."""
+    exposition = Exposition(Limits(series=5, series_per_campaign=5))
+    states = [replace(STATE, campaign_id=name) for name in "abc"]
+    for state in reversed(states):
+        exposition.publish(state)
+    before = [exposition.shown(state.key) for state in states]
+    exposition.settle(states)
+
+    assert before == [1, 2, 2]
+    assert [exposition.shown(state.key) for state in states] == [2, 2, 1]
+
+
+def test_an_outage_costs_no_place() -> None:
+    """A campaign whose numbers went stale has its places back afterwards; a newcomer does not get them."""
+    exposition = Exposition(Limits(series=2, series_per_campaign=2))
+    exposition.publish(STATE)
+    exposition.publish(replace(STATE, up=False, latest=None))
+    newcomer = replace(STATE, campaign_id="newcomer")
+    exposition.publish(newcomer)
+    exposition.publish(STATE)
+
+    assert (exposition.shown(STATE.key), exposition.shown(newcomer.key)) == (2, 0)
+
+
+def test_a_campaign_that_cannot_be_rendered_keeps_what_it_had() -> None:
+    """An exception while publishing leaves the pieces of before."""
+    exposition = Exposition(LIMITS)
+    exposition.publish(STATE)
+    before = joined(exposition)
+    with pytest.raises(OverflowError):
+        exposition.publish(replace(STATE, interval=10**400))
+
+    assert before == joined(exposition)
+
+
+def test_latest_and_previous_do_not_share_names() -> None:
+    """A query for one day never finds the other."""
+    state = replace(STATE, previous=STATE.latest)
+    exposition = Exposition(LIMITS)
+    exposition.publish(state)
+
+    assert joined(exposition).count("\nbraze_message_sent{") == 1
+    assert joined(exposition).count("\nbraze_previous_day_message_sent{") == 1
+
+
+def test_numbers_are_finite() -> None:
+    """The model lets nothing through that would not be a number to Prometheus."""
+    parsed = parse_data_series({"data": [{"time": "2026-03-03", "revenue": math.inf, "conversions": math.nan}]})
+
+    assert parsed.latest is not None
+    assert parsed.latest.statistics == {}

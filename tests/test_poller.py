@@ -1,0 +1,446 @@
+"""Tests of exporter.poller: a simulated Braze over real HTTP on one side, what a scrape would get on the other.
+
+`data/goldens/*.yaml` are configurations that name an example answer; the text beside them is what is served then.
+"""
+
+import itertools
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from exporter import config
+from exporter.config import Config
+from exporter.exposition import Exposition, Format
+from exporter.poller import CampaignState, Clock, Poller
+from exporter.schedule import slot
+from exporter.simulator import Body, Cut, Drip, Fault, Hang, Latency, Simulator, Status
+from tests.servers import eventually
+
+pytestmark = pytest.mark.server
+
+DATA = Path(__file__).parent / "data"
+GOLDENS = DATA / "goldens"
+KEY = "9f1b-secret-c0ffee-4d5e-api-key"
+NOON = 1772539200.0
+"""3 March 2026, 12:00 UTC."""
+
+
+@dataclass(slots=True)
+class Polling:
+    """A poller that runs, and what it publishes."""
+
+    poller: Poller
+    exposition: Exposition
+    crashes: list[BaseException] = field(default_factory=list)
+
+    def text(self, form: Format = Format.TEXT) -> str:
+        """Return what a scrape would get of the campaigns."""
+        return b"".join(self.exposition.parts(form, {})).decode()
+
+    def state(self, campaign_id: str) -> CampaignState:
+        """Return what is known of a campaign."""
+        return next(state for state in self.poller.campaigns if state.campaign_id == campaign_id)
+
+    def samples(self, campaign_id: str) -> dict[str, str]:
+        """Return the series and values of one campaign that are Braze's numbers."""
+        lines = (line.rpartition(" ") for line in self.text().splitlines() if campaign_id in line)
+        numbers = re.compile("braze_(message|campaign_(unique|revenue|conv|other|day)|previous)")
+        return {series: value for series, _, value in lines if numbers.match(series)}
+
+    def failed(self, campaign_id: str) -> bool:
+        """Say whether a campaign's last poll failed."""
+        return self.state(campaign_id).failure is not None
+
+    def empty(self, campaign_id: str) -> bool:
+        """Say whether nothing of a campaign's numbers is shown."""
+        return not self.samples(campaign_id)
+
+    def ready(self) -> bool:
+        """Say whether the first round is over."""
+        return self.poller.ready
+
+
+@contextmanager
+def polling(loaded: Config, *, wall: Callable[[], float] = time.time) -> Iterator[Polling]:
+    """Poll by a configuration; an exception that ends a thread fails the test."""
+    exposition = Exposition(loaded.limits)
+    crashes: list[BaseException] = []
+    poller = Poller(
+        loaded,
+        environ={},
+        clock=Clock(wall, time.monotonic),
+        publish=exposition.publish,
+        settle=exposition.settle,
+        fatal=crashes.append,
+    )
+    poller.start()
+    try:
+        yield Polling(poller, exposition, crashes)
+    finally:
+        poller.stop()
+    assert not crashes
+
+
+def configured(
+    folder: Path, braze: Simulator, *, poll: str = "", workspace: str = "", campaigns: Mapping[str, str] | None = None
+) -> Config:
+    """Load a configuration that polls campaigns of a simulated Braze; all of them where none are given."""
+    (folder / "api-key").write_text(KEY, encoding="utf-8")
+    ids = campaigns or {campaign.id: f"Campaign {number}" for number, campaign in enumerate(braze.campaigns)}
+    lines = "".join(f"      - {{id: {campaign_id}, name: {name}}}\n" for campaign_id, name in ids.items())
+    (folder / "config.yaml").write_text(
+        f"poll: {{{poll}}}\nworkspaces:\n  - name: main\n    endpoint: {braze.url}\n    api_key_file: api-key\n"
+        f"    {workspace}\n    campaigns:\n{lines}",
+        encoding="utf-8",
+    )
+    return config.load(folder / "config.yaml", {})
+
+
+@pytest.fixture
+def braze() -> Iterator[Simulator]:
+    """A simulated Braze with a dozen campaigns."""
+    with Simulator(api_key=KEY) as simulator:
+        yield simulator
+
+
+QUICK = "interval: 1s, timeout: 1s, stale_after: 3s"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in GOLDENS.glob("*.yaml")))
+def test_golden(name: str, tmp_path: Path, update_goldens: bool) -> None:  # noqa: FBT001 - a fixture
+    """A configuration and an answer of Braze lead to exactly this exposition, and parsers read it in both formats."""
+    text = (GOLDENS / f"{name}.yaml").read_text(encoding="utf-8")
+    payload = (DATA / "payloads" / re.findall("^# payload: (.*)$", text, re.MULTILINE)[0]).read_bytes()
+    status = re.findall("^# status: (.*)$", text, re.MULTILINE)
+    with Simulator(api_key=KEY) as braze:
+        braze.misbehave(Status(int(status[0]), payload) if status else Body(payload))
+        (tmp_path / "api-key").write_text(KEY, encoding="utf-8")
+        (tmp_path / "config.yaml").write_text(text.replace("ENDPOINT", braze.url), encoding="utf-8")
+        with polling(config.load(tmp_path / "config.yaml", {}), wall=lambda: NOON) as run:
+            eventually(run.ready, what="the end of the first round")
+            actual = {".txt": run.text(), ".openmetrics.txt": run.text(Format.OPENMETRICS) + "# EOF\n"}
+
+    assert list(parse_text(actual[".txt"]))
+    assert list(parse_openmetrics(actual[".openmetrics.txt"]))  # type: ignore[no-untyped-call]
+    for ending, exposition in actual.items():
+        golden = GOLDENS / f"{name}{ending}"
+        if update_goldens:
+            golden.write_text(exposition, encoding="utf-8")
+
+        assert golden.read_text(encoding="utf-8") == exposition
+
+
+FAULTS: dict[str, tuple[Fault, dict[str, int]]] = {
+    "bad_request": (Status(400), {"bad_request": 1}),
+    "payment required": (Status(402), {"bad_request": 1}),
+    "forbidden": (Status(403), {"forbidden": 1}),
+    "not_found": (Status(404), {"not_found": 1}),
+    "server_error": (Status(500), {"server_error": 1}),
+    "redirect": (Status(302, headers={"Location": "http://127.0.0.1:1/"}), {"redirect": 1}),
+    "no content": (Status(204, b""), {"bad_payload": 1}),
+    "broken JSON": (Body(b'{"message": "success", "data": ['), {"bad_payload": 1}),
+    "HTML": (Body(b"<html>maintenance</html>", "text/html"), {"bad_payload": 1}),
+    "wrong shape": (Body(b'{"message": "success", "data": {"time": "2026-03-03"}}'), {"bad_payload": 1}),
+    "too many brackets": (Body(b"[" * 100_000), {"bad_payload": 1}),
+    "too many digits": (Body(b'{"data": [' + b"1" * 5000 + b"]}"), {"bad_payload": 1}),
+    "20 MiB": (Body(b" " * (20 * 1024 * 1024)), {"too_large": 1}),
+    "hang": (Hang(), {"timeout": 1}),
+    "late": (Latency(10), {"timeout": 1}),
+    "dripping headers": (Drip(0.05, "headers"), {"timeout": 1}),
+    "dripping body": (Drip(0.05, "body"), {"timeout": 1}),
+    "cut before the answer": (Cut(0), {"connection": 1}),
+    "cut in the headers": (Cut(20), {"connection": 1}),
+    "cut in the body": (Cut(400), {"connection": 1}),
+}
+
+
+def test_a_failing_campaign_keeps_its_numbers_until_they_are_stale(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each kind of failure counts its reason once a poll, keeps old numbers for a while, and touches nobody else."""
+    caplog.set_level("DEBUG", "exporter")
+    with Simulator(api_key=KEY, campaigns=len(FAULTS) + 1) as braze:
+        ids = dict(zip(FAULTS, (campaign.id for campaign in braze.campaigns), strict=False))
+        healthy = braze.campaigns[-1].id
+        with polling(configured(tmp_path, braze, poll="interval: 2s, timeout: 2s, stale_after: 6s")) as run:
+            eventually(run.ready, what="the end of the first round")
+            good = {name: set(run.samples(campaign_id)) for name, campaign_id in ids.items()}
+            for name, (fault, _) in FAULTS.items():
+                braze.misbehave(fault, campaign_id=ids[name])
+            for name, campaign_id in ids.items():
+                eventually(partial(run.failed, campaign_id), what=f"a failure of {name}")
+                kept = set(run.samples(campaign_id))
+                reasons = {reason.value: 1 for reason in run.state(campaign_id).failures}
+
+                assert (name, reasons) == (name, FAULTS[name][1])
+                assert good[name] == kept
+            for campaign_id in ids.values():
+                eventually(partial(run.empty, campaign_id), what="stale numbers to go")
+            states = {campaign_id: run.state(campaign_id) for campaign_id in (*ids.values(), healthy)}
+            text = run.text()
+
+            assert run.samples(healthy)
+            assert states[healthy].failures == {}
+            assert states[healthy].up
+        for campaign_id in ids.values():
+            state = states[campaign_id]
+            assert f'braze_campaign_up{{campaign_id="{campaign_id}"' in text
+            assert state.up is False
+            assert state.last_success is not None
+            assert sum(state.failures.values()) < state.polls <= sum(state.failures.values()) + 3
+        assert KEY not in text
+        assert KEY not in caplog.text
+
+
+def test_recovery(tmp_path: Path, braze: Simulator) -> None:
+    """After a failure the next good answer puts everything right; the counters go on."""
+    victim = braze.campaigns[0].id
+    with polling(configured(tmp_path, braze, poll=QUICK)) as run:
+        eventually(run.ready, what="the end of the first round")
+        braze.misbehave(Status(404), campaign_id=victim)
+        eventually(lambda: not run.samples(victim), what="stale numbers to go")
+        braze.behave()
+        eventually(lambda: run.samples(victim), what="the numbers to be back")
+        state = run.state(victim)
+
+    assert state.up
+    assert state.failure is None
+    assert list(state.failures) == ["not_found"]
+
+
+def test_a_retry_saves_the_poll(tmp_path: Path, braze: Simulator) -> None:
+    """A single 5xx or cut connection is retried within the poll and fails nothing."""
+    braze.misbehave(Status(503), times=1, campaign_id=braze.campaigns[0].id)
+    braze.misbehave(Cut(), times=2, campaign_id=braze.campaigns[1].id)
+    with polling(configured(tmp_path, braze)) as run:
+        eventually(run.ready, what="the end of the first round")
+        states = run.poller.campaigns
+
+    assert all(state.up and not state.failures for state in states)
+    assert len(braze.requests) == len(states) + 3
+
+
+def test_unauthorized(tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptureFixture) -> None:
+    """After a 401 one request an interval is made, the numbers stay a while, and a replaced key file ends it."""
+    caplog.set_level("DEBUG", "exporter")
+    with polling(configured(tmp_path, braze, poll="interval: 2s, timeout: 1s, stale_after: 20s")) as run:
+        eventually(run.ready, what="the end of the first round")
+        braze.api_key = "the-new-key-that-braze-wants"
+        eventually(lambda: run.poller.workspaces[0].closed, what="the workspace to pause")
+        settled = len(refused(braze))
+        eventually(lambda: len(refused(braze)) >= settled + 2, what="two probes")
+        times = refused(braze)[settled:]
+        shown = [run.samples(campaign.id) for campaign in braze.campaigns]
+        up = run.poller.workspaces[0].up
+        text = run.text()
+        (tmp_path / "api-key").write_text("the-new-key-that-braze-wants\n", encoding="utf-8")
+        eventually(lambda: run.poller.workspaces[0].up, what="the workspace to be up again")
+        polled = len(braze.requests)
+        eventually(lambda: len(braze.requests) >= polled + 12, what="everybody's polls to go on")
+
+    assert all(later - earlier > 1.9 for earlier, later in itertools.pairwise(times))
+    assert all(shown)
+    assert not up
+    for secret in (KEY, "the-new-key-that-braze-wants"):
+        assert secret not in text + caplog.text
+    assert "Braze refuses the API key" in caplog.text
+
+
+def refused(braze: Simulator) -> list[float]:
+    """Return when requests came that were answered 401."""
+    return [request.time for request in braze.requests if request.status == 401]
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [({"Retry-After": "2"}, 2.0), ({"X-RateLimit-Reset": str(int(NOON) + 2)}, 2.0), ({"X-RateLimit-Reset": ""}, 0.4)],
+)
+def test_rate_limited(headers: dict[str, str], wait: float, tmp_path: Path) -> None:
+    """After a 429 nothing is asked until the time it names, then one probe, then what is overdue, paced."""
+    with Simulator(api_key=KEY, clock=lambda: NOON) as braze:
+        braze.misbehave(Status(429, headers=headers), times=1)
+        braze.misbehave(Latency(0.3))
+        with polling(configured(tmp_path, braze, workspace="requests_per_minute: 600")) as run:
+            eventually(lambda: sum(state.up or 0 for state in run.poller.campaigns) >= 11, what="the others' polls")
+        requests = braze.requests
+    limited = next(place for place, request in enumerate(requests) if request.status == 429)
+    closed = requests[limited].time + 0.3
+    later = [request.time for request in requests if request.time > closed]
+
+    assert later[0] - closed >= wait - 0.05
+    assert later[1] - later[0] >= 0.29, "a second request while the probe was under way"
+    assert all(second - first >= 0.05 for first, second in itertools.pairwise(later[1:])), "faster than paced"
+
+
+def test_rate_limited_again_and_again(tmp_path: Path, braze: Simulator) -> None:
+    """A 429 that names the past is no reason for a storm: probes come ever later."""
+    braze.misbehave(Status(429, headers={"Retry-After": "0"}))
+    with polling(configured(tmp_path, braze, workspace="requests_per_minute: 600")) as run:
+        eventually(lambda: len(braze.requests) >= 4, what="probes")
+        ready = run.ready()
+    times = [request.time for request in braze.requests]
+
+    assert ready, "a paused workspace does not keep the exporter from being ready"
+    assert times[-1] - times[0] > 3
+
+
+def test_two_workspaces(tmp_path: Path) -> None:
+    """Each workspace has its own key, pause and numbers, even for the same campaign."""
+    with Simulator(api_key=KEY) as one, Simulator(api_key="another-key", seed=1) as other:
+        first = configured(tmp_path, one).workspaces[0]
+        (tmp_path / "api-key").write_text("another-key", encoding="utf-8")
+        (tmp_path / "other").mkdir()
+        second = configured(tmp_path / "other", other).workspaces[0].model_copy(update={"name": "other"})
+        (tmp_path / "api-key").write_text(KEY, encoding="utf-8")
+        loaded = configured(tmp_path, one, poll=QUICK).model_copy(update={"workspaces": (first, second)})
+        with polling(loaded) as run:
+            eventually(lambda: [workspace.up for workspace in run.poller.workspaces] == [True, False], what="one up")
+            shown = {state.workspace for state in run.poller.campaigns if state.latest}
+            (tmp_path / "other" / "api-key").write_text("another-key", encoding="utf-8")
+            eventually(lambda: [workspace.up for workspace in run.poller.workspaces] == [True, True], what="both up")
+
+    assert shown == {"main"}
+
+
+def test_polls_are_spread_and_in_time(tmp_path: Path) -> None:
+    """200 campaigns at 200 ms latency are polled once an interval of 10 s, each in its slot, without bursts."""
+    with Simulator(api_key=KEY, campaigns=200) as braze:
+        braze.misbehave(Latency(0.2))
+        offset = time.time() - time.monotonic()
+        with polling(configured(tmp_path, braze, poll="interval: 10s, timeout: 5s")) as run:
+            eventually(run.ready, what="the end of the first round", timeout=10)
+            begin = time.monotonic()
+            eventually(lambda: time.monotonic() > begin + 20, what="two intervals", timeout=30)
+            states = run.poller.campaigns
+        requests = [request for request in braze.requests if begin < request.time <= begin + 20]
+    late = [
+        (request.time + offset - slot(request.campaign_id or "", 10) + 5) % 10 - 5
+        for request in requests
+        if request.time > begin + 0.5  # by then what was overdue at the end of the first round has been asked
+    ]
+    by_second = [
+        sum(begin + second < request.time <= begin + second + 1 for request in requests) for second in range(20)
+    ]
+
+    assert all(state.up and state.polls >= 2 for state in states)
+    assert len(requests) == pytest.approx(400, abs=5)
+    assert max(by_second) <= 40
+    assert sorted(late)[len(late) // 2] < 0.1
+    assert max(map(abs, late)) < 1
+
+
+def test_threads_grow_with_need_only(tmp_path: Path, braze: Simulator) -> None:
+    """Connections, one a busy thread, stay as few as latency times rate needs, and within the concurrency."""
+    braze.misbehave(Latency(0.5))
+    loaded = configured(tmp_path, braze, poll="concurrency: 4", workspace="requests_per_minute: 50000")
+    with polling(loaded) as run:
+        eventually(run.ready, what="the end of the first round")
+        busy = braze.connections
+    with (
+        Simulator(api_key=KEY) as idle,
+        polling(configured(tmp_path, idle, workspace="requests_per_minute: 600")) as run,
+    ):
+        eventually(run.ready, what="the end of the first round")
+        quiet = idle.connections
+
+    assert busy == 4
+    assert quiet <= 2
+
+
+def test_previous_day_can_be_switched_off(tmp_path: Path, braze: Simulator) -> None:
+    """With poll.previous_day false there is no sample of the previous day."""
+    with polling(configured(tmp_path, braze, poll="previous_day: false")) as run:
+        eventually(run.ready, what="the end of the first round")
+
+        assert "braze_message_sent{" in run.text()
+        assert "braze_previous_day_" not in run.text()
+
+
+@pytest.mark.parametrize(("newest_day", "expected"), [("today", "2026-03-03"), ("yesterday", "2026-03-02")])
+def test_running_day_or_not(newest_day: Literal["today", "yesterday"], expected: str, tmp_path: Path) -> None:
+    """Whether Braze's newest day is the running one or the one before, it is shown as the latest."""
+    with (
+        Simulator(api_key=KEY, newest_day=newest_day, clock=lambda: NOON) as braze,
+        polling(configured(tmp_path, braze)) as run,
+    ):
+        eventually(run.ready, what="the end of the first round")
+
+        assert {str(state.latest.date) for state in run.poller.campaigns if state.latest} == {expected}
+
+
+def test_a_day_that_disappears(tmp_path: Path, braze: Simulator) -> None:
+    """An answer without days is a success: the counts go, the campaign is up."""
+    campaign_id = braze.campaigns[0].id
+    with polling(configured(tmp_path, braze, poll=QUICK)) as run:
+        eventually(lambda: run.samples(campaign_id), what="numbers")
+        braze.misbehave(Body(b'{"message": "success", "data": []}'), campaign_id=campaign_id)
+        eventually(lambda: not run.samples(campaign_id), what="the numbers to go")
+
+        assert run.state(campaign_id).up
+        assert run.state(campaign_id).failures == {}
+
+
+def test_skipped_parts_are_told_once(tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptureFixture) -> None:
+    """A broken row is logged once for its campaign, and the rest of the answer is shown."""
+    body = b'{"data": [{"time": "2026-03-03", "messages": {"email": [5, {"variation_api_id": "1", "sent": 3}]}}]}'
+    braze.misbehave(Body(body))
+    campaign_id = braze.campaigns[0].id
+    with polling(configured(tmp_path, braze, poll=QUICK, campaigns={campaign_id: "Broken"})) as run:
+        eventually(lambda: run.state(campaign_id).polls >= 3, what="three polls")
+
+        assert any(series.startswith("braze_message_sent") for series in run.samples(campaign_id))
+    assert caplog.text.count("parts of the answer are not of the documented form") == 1
+
+
+def test_an_answer_that_cannot_be_shown(tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptureFixture) -> None:
+    """An unexpected exception while an answer is shown fails that poll alone, with a traceback without its text."""
+    loaded = configured(tmp_path, braze, poll=QUICK)
+    victim = loaded.workspaces[0].campaigns[0].id
+    exposition = Exposition(loaded.limits)
+
+    def publish(state: CampaignState) -> None:
+        if state.campaign_id == victim and state.up:
+            raise KeyError("a part of the answer")
+        exposition.publish(state)
+
+    crashes: list[BaseException] = []
+    clock = Clock(time.time, time.monotonic)
+    poller = Poller(loaded, environ={}, clock=clock, publish=publish, settle=exposition.settle, fatal=crashes.append)
+    poller.start()
+    eventually(lambda: poller.ready, what="the end of the first round")
+    states = {state.campaign_id: state for state in poller.campaigns}
+    poller.stop()
+
+    assert not crashes
+    assert states[victim].failures.keys() == {"bad_payload"}
+    assert [campaign_id for campaign_id, state in states.items() if not state.up] == [victim]
+    assert "a part of the answer" not in caplog.text
+    assert any("publish" in str(vars(record).get("traceback")) for record in caplog.records)
+
+
+def test_an_exception_elsewhere_is_fatal(tmp_path: Path, braze: Simulator) -> None:
+    """An exception that is not of one answer is handed on, to end the process."""
+    loaded = configured(tmp_path, braze)
+    exposition = Exposition(loaded.limits)
+    crashes: list[BaseException] = []
+
+    def settle(_: object) -> None:
+        raise MemoryError
+
+    clock = Clock(time.time, time.monotonic)
+    poller = Poller(loaded, environ={}, clock=clock, publish=exposition.publish, settle=settle, fatal=crashes.append)
+    braze.misbehave(Status(404))
+    poller.start()
+    eventually(lambda: crashes, what="a fatal exception")
+    poller.stop()
+
+    assert isinstance(crashes[0], MemoryError)
