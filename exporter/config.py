@@ -1,8 +1,8 @@
 """Read the configuration file and report all that is wrong with it at once: where, what came, what is right, no secret.
 
-    file ─ _compose ─► nodes ─ _Document ─► plain values ─┬─ pydantic: each setting by itself ──► Config
-                                   │                      └─ _check_between: settings together
-                                   └─ structure                      both ─► _Finding ─► ConfigError
+    file ─ yamlfile ─► plain values ─┬─ pydantic: each setting by itself ──► Config
+               │                     └─ _check_between: settings together
+               └─ structure                 both ─► Finding ─► ConfigError
 
 The models say what a setting is. How a file writes it (`5m` for 300.0) is read by validators that run only when `load`
 passes its `_Source` as the context: code that builds a model passes the values themselves. What involves several
@@ -24,14 +24,19 @@ from typing import Annotated, TypeAlias
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-try:
-    from yaml import CSafeLoader as SafeLoader  # ten times as fast; there where PyYAML was built with libyaml
-except ImportError:  # pragma: no cover
-    from yaml import SafeLoader  # type: ignore[assignment]
+from exporter.yamlfile import (
+    Document,
+    Finding,
+    Location,
+    SyntaxProblemError,
+    names_secret,
+    quoted,
+    read_document,
+    sentence,
+)
 
 STALE_INTERVALS = 4
 """The default of `stale_after`, in intervals."""
@@ -44,12 +49,6 @@ INSTANCES: Mapping[str, str] = MappingProxyType(
 )
 """The REST host of each of Braze's instances: https://www.braze.com/docs/api/basics/#endpoints."""
 
-_Location: TypeAlias = tuple[int | str, ...]
-
-_SECRET_NAME = re.compile("key|password|passwd|token|secret|credential|authorization", re.IGNORECASE)
-_HIDDEN = "a value that is not shown"
-_LONGEST_QUOTE = 80  # characters of a value that a message repeats
-_DEEPEST = 20  # levels of nesting; the models have 5
 _LONGEST_KEY = 4096  # bytes of a key file that are read; Braze's keys have 36
 
 _UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
@@ -242,27 +241,6 @@ def _key_variable(value: object, info: _Info) -> object:
     return variable
 
 
-class _Loader(SafeLoader):
-    """Resolves plain scalars as YAML 1.2 does, not 1.1: `no`, `1:30` and `2024-01-01` are what they look like, text."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - declared so by PyYAML; empty, so that YAML 1.1's are not inherited
-
-
-_NULL, _BOOL, _INT, _FLOAT, _MERGE, _STR, _SEQ, _MAP = (
-    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "merge", "str", "seq", "map")
-)
-_DIGITS = list("0123456789")
-for _tag, _pattern, _first in (
-    (_NULL, r"(?:~|null|Null|NULL|)\Z", ["~", "n", "N", ""]),
-    (_BOOL, r"(?:true|True|TRUE|false|False|FALSE)\Z", list("tTfF")),
-    (_INT, r"[-+]?[0-9]+\Z", [*"-+", *_DIGITS]),
-    (_FLOAT, r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?)\Z", [*"-+.", *_DIGITS]),
-    (_FLOAT, r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z", list("-+.")),
-    (_MERGE, r"<<\Z", ["<"]),
-):
-    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
-
-
 class Campaign(BaseModel):
     """One campaign to ask for."""
 
@@ -360,7 +338,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     `environ` is where keys named by `api_key_env` are looked up; every key must be there and valid. Raises ConfigError
     with all problems, by line.
     """
-    document = _Document(_compose(path))
+    document = _read(path)
     source = _Source(path.parent, environ)
     config = None
     findings = list(_check_between(document, source))
@@ -384,7 +362,7 @@ def read_api_key(workspace: Workspace, environ: Mapping[str, str]) -> str:
             return _key_from_file(workspace.api_key_file)
         return _key_from_variable(workspace.api_key_env or "", environ)
     except PydanticCustomError as error:
-        problem = f"workspace {_quoted(workspace.name)}: {_sentence(**(error.context or {}))}"
+        problem = f"workspace {quoted(workspace.name)}: {sentence(**(error.context or {}))}"
     raise ConfigError([problem])
 
 
@@ -400,11 +378,11 @@ def warnings(config: Config) -> tuple[str, ...]:
     for workspace in config.workspaces:
         host = urlsplit(workspace.endpoint).hostname or ""
         if not (_is_braze(host) or is_loopback(host)):
-            found.append(f"workspace {_quoted(workspace.name)}: {host} is not a host of braze.com or braze.eu")
+            found.append(f"workspace {quoted(workspace.name)}: {host} is not a host of braze.com or braze.eu")
         needed = len(workspace.campaigns) * 60 / workspace.requests_per_minute
         if needed > config.poll.interval:
             found.append(
-                f"workspace {_quoted(workspace.name)}: {len(workspace.campaigns)} campaigns at "
+                f"workspace {quoted(workspace.name)}: {len(workspace.campaigns)} campaigns at "
                 f"{workspace.requests_per_minute} requests a minute are each asked every {_duration_text(needed)}, "
                 f"not every {_duration_text(config.poll.interval)}; raise requests_per_minute or interval"
             )
@@ -419,273 +397,12 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-@dataclass(frozen=True, slots=True)
-class _Finding:
-    """What is wrong at one place of the document; without `got` the value there is described."""
-
-    location: _Location
-    what: str
-    got: str = ""
-    hint: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a node stands: its path for people, and its line."""
-
-    path: str
-    line: int
-
-    def problem(self, what: str, got: str, hint: str = "") -> tuple[int, str]:
-        sentence = _sentence(what, got, hint)
-        return self.line, f"{self.path}: {sentence}" if self.path else sentence
-
-
-class _Document:
-    """The nodes of a YAML document as plain values, with where each stands and what is wrong with their structure.
-
-    `value` is made of dict, tuple, str, int, float, bool and None; a node that aliases repeat is built once. `problems`
-    are pairs of a line and a text.
-    """
-
-    def __init__(self, root: yaml.Node | None) -> None:
-        self.problems: list[tuple[int, str]] = []
-        self._root = root
-        self._hidden = _secret_nodes(root)
-        self._top = _Place("", 1 if root is None else _line(root))
-        self._entries: dict[int, dict[str, tuple[yaml.Node, yaml.Node]]] = {}
-        self._values: dict[int, object] = {}
-        self._open: set[int] = set()
-        self.value = None if root is None else self._value(root, self._top)
-
-    def problem(self, finding: _Finding) -> tuple[int, str]:
-        """Return the line and the text of `finding`."""
-        place, node = self._find(finding.location)
-        if finding.got:
-            return place.problem(finding.what, finding.got, finding.hint)
-        came = self._describe(node)
-        return place.problem(finding.what, came, "" if came == _HIDDEN else finding.hint)  # a hint may repeat the value
-
-    def line(self, location: _Location) -> int:
-        """Return the line of `location`, or of the nearest thing around it that the file has."""
-        return self._find(location)[0].line
-
-    def describe(self, location: _Location) -> str:
-        """Return what stands at `location`, as far as it may be shown."""
-        return self._describe(self._find(location)[1])
-
-    def _find(self, location: _Location) -> tuple[_Place, yaml.Node | None]:
-        place, node = self._top, self._root
-        for part in location:
-            if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-                node = node.value[part]
-                place = self._below(place, part, node)
-            elif isinstance(node, yaml.MappingNode) and part in (entries := self._mapping(node, place)):
-                key, node = entries[str(part)]
-                place = self._below(place, str(part), key)
-            else:
-                return _Place(_join(place.path, part), place.line), None
-        return place, node
-
-    def _below(self, place: _Place, part: int | str, node: yaml.Node) -> _Place:
-        """Return the place of `node`, an item or a key; a path ends at a key named like a secret."""
-        return _Place(place.path if id(node) in self._hidden else _join(place.path, part), _line(node))
-
-    def _value(self, node: yaml.Node, place: _Place) -> object:
-        identity = id(node)
-        if identity not in self._values:
-            if not self._enter(node, place):
-                return None
-            self._values[identity] = self._build(node, place)
-            self._open.remove(identity)
-        return self._values[identity]
-
-    def _enter(self, node: yaml.Node, place: _Place) -> bool:
-        """Return whether `node` may be descended into, and note that it is until it leaves `_open`."""
-        if id(node) in self._open:
-            self.problems.append(place.problem("values without a circle", "an alias to something around it"))
-        elif len(self._open) == _DEEPEST:
-            self.problems.append(place.problem(f"at most {_DEEPEST} levels", "more"))
-        else:
-            self._open.add(id(node))
-            return True
-        return False
-
-    def _build(self, node: yaml.Node, place: _Place) -> object:
-        if isinstance(node, yaml.SequenceNode):
-            self._check_tag(node, (_SEQ,), place)
-            return tuple(self._value(item, self._below(place, index, item)) for index, item in enumerate(node.value))
-        if isinstance(node, yaml.MappingNode):
-            self._check_tag(node, (_MAP,), place)
-            entries = self._mapping(node, place)
-            return {name: self._value(item, self._below(place, name, key)) for name, (key, item) in entries.items()}
-        self._check_tag(node, (_STR, _INT, _FLOAT, _BOOL, _NULL), place)
-        return _scalar(node)
-
-    def _mapping(self, node: yaml.MappingNode, place: _Place) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Return the keys and values of a mapping by name: its own, then those it merges, the nearest first."""
-        identity = id(node)
-        if identity in self._entries:
-            return self._entries[identity]
-        lines: dict[str, int] = {}
-        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-        merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-        for key, value in node.value:
-            name = key.value if key.tag in (_STR, _MERGE) else None
-            if not isinstance(name, str):
-                where = _Place(place.path, _line(key))
-                self.problems.append(where.problem("a key that is text", self._describe(key), hint="put it in quotes"))
-                continue
-            where = self._below(place, name, key)
-            if name in lines:
-                self.problems.append(
-                    where.problem("each key once", f"it again; it stands in line {lines[name]} already")
-                )
-                continue
-            lines[name] = where.line
-            if key.tag == _MERGE:
-                self._merge(value, merged, where)
-            else:
-                own[name] = key, value
-        self._entries[identity] = merged | own
-        return self._entries[identity]
-
-    def _merge(self, value: yaml.Node, merged: dict[str, tuple[yaml.Node, yaml.Node]], place: _Place) -> None:
-        """Add to `merged` the entries of the mapping, or the list of mappings, that a merge key names."""
-        for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-            if not isinstance(source, yaml.MappingNode):
-                self.problems.append(place.problem("a mapping or a list of mappings to merge", self._describe(source)))
-            elif self._enter(source, place):
-                merged.update(self._mapping(source, place) | merged)
-                self._open.remove(id(source))
-
-    def _check_tag(self, node: yaml.Node, known: tuple[str, ...], place: _Place) -> None:
-        if node.tag not in known:
-            tag = "one that is not shown" if id(node) in self._hidden else _quoted(node.tag)
-            self.problems.append(place.problem("no tag", tag))
-
-    def _describe(self, node: yaml.Node | None) -> str:
-        if node is None:
-            return "none" if self._root else "an empty file"
-        if node.tag == _NULL:
-            return "nothing"
-        if id(node) in self._hidden or (isinstance(node, yaml.ScalarNode) and _may_hold_secret(node.value)):
-            return _HIDDEN
-        if isinstance(node, yaml.ScalarNode):
-            kind = {_INT: "the number ", _FLOAT: "the number ", _BOOL: "the boolean "}.get(node.tag)
-            return kind + _quoted(node.value)[1:-1] if kind else _quoted(node.value)
-        return f"{'a' if node.value else 'an empty'} {'list' if isinstance(node, yaml.SequenceNode) else 'mapping'}"
-
-
-def _compose(path: Path) -> yaml.Node | None:
-    """Return the root of the document at `path`, None where it is empty; raise ConfigError where it is no YAML."""
+def _read(path: Path) -> Document:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        loader = _Loader(text)
-        try:
-            return loader.get_single_node()
-        finally:
-            loader.dispose()
-    except OSError as error:
-        problem = f": expected a file that can be read, got {_quoted(error.strerror or 'an error')}"
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        problem = f":{line}: expected UTF-8, got the byte 0x{error.object[error.start]:02x}"
-    except yaml.MarkedYAMLError as error:
-        problem = _syntax_problem(error, text.splitlines())
-    except yaml.reader.ReaderError as error:
-        line = text.encode().count(b"\n", 0, error.position) + 1
-        problem = f":{line}: expected printable text, got a control character"
-    except RecursionError:
-        problem = f":1: expected at most {_DEEPEST} levels, got more"
-    raise ConfigError([f"{path}{problem}"])  # out here, so that it does not bring along the parser's with its snippets
-
-
-def _syntax_problem(error: yaml.MarkedYAMLError, lines: list[str]) -> str:
-    """Return the line and the text of a syntax error without anything of the file's own: it may be a secret."""
-    mark = error.problem_mark or error.context_mark
-    line = mark.line + 1 if mark else 1
-    if error.problem == "but found another document":
-        return f":{line}: expected one YAML document, got another one"
-    parts = [_without_quotes(error.problem or "not valid")]
-    if error.context and error.context_mark:
-        parts.append(f"{_without_quotes(error.context)} in line {error.context_mark.line + 1}")
-    if re.match(r" *\t", "".join(lines[line - 1 : line])):
-        parts.append("indent with spaces, not with tabs")
-    return f":{line}: expected YAML, got a syntax error: {'; '.join(parts)}"
-
-
-def _without_quotes(message: str) -> str:
-    """Return a message of the YAML parser without the text it quotes, unless that is the punctuation it misses."""
-    return re.sub(r"""\s*(['"])(.*?)\1""", lambda quote: quote[0] if quote[2] in (*":,]}-?",) else "", message)
-
-
-def _secret_nodes(root: yaml.Node | None) -> frozenset[int]:
-    """Return the identities of all nodes that stand, or are repeated by an alias, below a key named like a secret."""
-    secret: set[int] = set()
-    seen: set[tuple[int, bool]] = set()
-    rest = [(root, False)]
-    while rest:
-        node, hidden = rest.pop()
-        if node is None or (id(node), hidden) in seen:
-            continue
-        seen.add((id(node), hidden))
-        if hidden:
-            secret.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            rest += [(item, hidden) for item in node.value]
-        elif isinstance(node, yaml.MappingNode):
-            rest += [(key, hidden) for key, _ in node.value]
-            rest += [(value, hidden or _names_secret(key.value)) for key, value in node.value]
-    return frozenset(secret)
-
-
-def _names_secret(name: object) -> bool:
-    return isinstance(name, str) and _SECRET_NAME.search(name) is not None
-
-
-def _may_hold_secret(text: str) -> bool:
-    """Return whether `text` is like `token:x`, a key that lacks a blank, or like a URL with a password."""
-    return "@" in text or _names_secret(text)
-
-
-def _scalar(node: yaml.Node) -> object:
-    """Return the value of a scalar; what does not fit its tag (`!!int x`, more digits than Python reads) stays text."""
-    text = str(node.value)
-    if node.tag == _NULL:
-        return None
-    if node.tag == _BOOL:
-        return {"true": True, "false": False}.get(text.lower(), text)
-    if node.tag == _FLOAT:
-        return math.nan  # no setting takes a fraction: that it is one is all there is to know
-    if node.tag == _INT:
-        try:
-            return int(text)
-        except ValueError:
-            return text
-    return text
-
-
-def _line(node: yaml.Node) -> int:
-    return node.start_mark.line + 1
-
-
-def _join(path: str, part: int | str) -> str:
-    if isinstance(part, int):
-        return f"{path}[{part}]"
-    name = part
-    if not re.fullmatch(r"[\w-]{1,80}|<<", part):
-        name = "(not shown)" if _may_hold_secret(part) else _quoted(part)
-    return f"{path}.{name}" if path else name
-
-
-def _quoted(text: str) -> str:
-    """Return `text` in quotes, on one line, with unprintable characters escaped and cut where it is long."""
-    return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…")
-
-
-def _sentence(what: str, got: str, hint: str = "") -> str:
-    return f"expected {what}, got {got}" + (f"; {hint}" if hint else "")
+        return read_document(path)
+    except SyntaxProblemError as error:
+        problem = f"{path}{error}"
+    raise ConfigError([problem])
 
 
 _BUILT_IN = {
@@ -695,7 +412,7 @@ _BUILT_IN = {
 }
 
 
-def _findings(errors: Iterable[ErrorDetails]) -> Iterator[_Finding]:
+def _findings(errors: Iterable[ErrorDetails]) -> Iterator[Finding]:
     """Yield what pydantic found, in our words."""
     for error in errors:
         kind, location = error["type"], error["loc"]
@@ -704,26 +421,26 @@ def _findings(errors: Iterable[ErrorDetails]) -> Iterator[_Finding]:
         if kind == "extra_forbidden":
             yield _unknown_key(location)
         elif kind == "expected":
-            yield _Finding(location, **error["ctx"])
+            yield Finding(location, **error["ctx"])
         else:
-            yield _Finding(location, _BUILT_IN.get(kind, "another value"))
+            yield Finding(location, _BUILT_IN.get(kind, "another value"))
 
 
-def _unknown_key(location: _Location) -> _Finding:
+def _unknown_key(location: Location) -> Finding:
     *above, last = location
     around = "".join("[]" if isinstance(part, int) else f".{part}" for part in above).removeprefix(".")
     inside = [setting.path for setting in settings() if setting.path.startswith(around)]
     known = sorted({re.split(r"[.\[]", path.removeprefix(around).removeprefix("."))[0] for path in inside})
-    if around == "workspaces[]" and _names_secret(last):
+    if around == "workspaces[]" and names_secret(last):
         hint = "an API key belongs in a file or an environment variable"
-        return _Finding(location, "api_key_file or api_key_env", "an unknown key whose value is not shown", hint)
+        return Finding(location, "api_key_file or api_key_env", "an unknown key whose value is not shown", hint)
     close = difflib.get_close_matches(str(last), known, n=1)
-    return _Finding(
+    return Finding(
         location, f"one of the keys {', '.join(known)}", "an unknown one", f"did you mean {close[0]}?" if close else ""
     )
 
 
-def _check_between(document: _Document, source: _Source) -> Iterator[_Finding]:
+def _check_between(document: Document, source: _Source) -> Iterator[Finding]:
     """Yield what is wrong between settings, as far as they are there and usable."""
     settings_by_name = _mapping(document.value)
     yield from _check_stale_after(_mapping(settings_by_name.get("poll")), source)
@@ -736,7 +453,7 @@ def _check_between(document: _Document, source: _Source) -> Iterator[_Finding]:
         yield from _check_repeated(document, campaigns, "id")
 
 
-def _check_stale_after(poll: Mapping[str, object], source: _Source) -> Iterator[_Finding]:
+def _check_stale_after(poll: Mapping[str, object], source: _Source) -> Iterator[Finding]:
     involved = {name: poll[name] for name in ("interval", "timeout", "stale_after") if name in poll}
     try:
         times = Poll.model_validate(involved, context=source)
@@ -745,7 +462,7 @@ def _check_stale_after(poll: Mapping[str, object], source: _Source) -> Iterator[
     least = times.interval + times.timeout
     if times.stale_after < least:
         default = f"the default of {STALE_INTERVALS} intervals, {_duration_text(times.stale_after)}"
-        yield _Finding(
+        yield Finding(
             ("poll", "stale_after"),
             f"at least interval + timeout, {_duration_text(least)}",
             "" if "stale_after" in poll else default,
@@ -753,16 +470,14 @@ def _check_stale_after(poll: Mapping[str, object], source: _Source) -> Iterator[
         )
 
 
-def _check_one_of(location: _Location, workspace: Mapping[str, object], one: str, other: str) -> Iterator[_Finding]:
+def _check_one_of(location: Location, workspace: Mapping[str, object], one: str, other: str) -> Iterator[Finding]:
     if one in workspace and other in workspace:
-        yield _Finding((*location, other), f"either {one} or {other}", "both")
+        yield Finding((*location, other), f"either {one} or {other}", "both")
     if one not in workspace and other not in workspace:
-        yield _Finding(location, f"{one} or {other}", "neither")
+        yield Finding(location, f"{one} or {other}", "neither")
 
 
-def _check_repeated(
-    document: _Document, items: Mapping[_Location, Mapping[str, object]], key: str
-) -> Iterator[_Finding]:
+def _check_repeated(document: Document, items: Mapping[Location, Mapping[str, object]], key: str) -> Iterator[Finding]:
     first: dict[str, int] = {}
     for location, item in items.items():
         value = item.get(key)
@@ -771,7 +486,7 @@ def _check_repeated(
         same = value.lower() if key == "id" else value
         if same in first:
             got = f"{document.describe((*location, key))} again; it stands in line {first[same]} already"
-            yield _Finding((*location, key), f"each {key} once", got)
+            yield Finding((*location, key), f"each {key} once", got)
         else:
             first[same] = document.line((*location, key))
 
@@ -780,7 +495,7 @@ def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _mappings(location: _Location, value: object) -> dict[_Location, Mapping[str, object]]:
+def _mappings(location: Location, value: object) -> dict[Location, Mapping[str, object]]:
     """Return those items of a list that are mappings, by their location."""
     items = value if isinstance(value, tuple) else ()
     return {(*location, index): item for index, item in enumerate(items) if isinstance(item, dict)}

@@ -1,0 +1,172 @@
+"""The documents for people against the code: tables, commands, names, links and examples."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter import config
+from exporter.braze import Reason
+from exporter.metrics import FAMILIES, LATEST, PREVIOUS, Family
+from tests.servers import ROOT
+
+DOCUMENTS = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+}
+README = DOCUMENTS["README.md"]
+
+
+def test_metrics() -> None:
+    """Every family stands in a table with its type, its labels and what its HELP says, and no other metric does."""
+    of_a_day = [*documented("Of each variation"), *documented("Of each campaign")]
+    of_the_previous_day = [(row[0].replace(LATEST, PREVIOUS, 1), *row[1:]) for row in of_a_day]
+    others = [*documented("Of polling a campaign"), *documented("Of the exporter and its workspaces")]
+
+    assert f"with the same labels and `{PREVIOUS}` in place of `{LATEST}`" in section("Of the previous day")
+    assert sorted(map(described, FAMILIES)) == sorted([*of_a_day, *of_the_previous_day, *others])
+
+
+def test_settings() -> None:
+    """The table of settings has every key of the configuration file with its default and meaning, in their order."""
+    settings = [[setting.path, setting.default, setting.description] for setting in config.settings()]
+
+    assert settings == [[path.strip("`"), default.strip("`"), text] for path, default, text in rows("Settings")]
+
+
+@pytest.mark.server
+def test_flags() -> None:
+    """The table of the exporter's flags has those of its help, with the same words and defaults."""
+    table = [row for row in rows("Command line") if row[0].startswith("`--")]
+
+    assert flags_by_help("") == {flag.strip("`"): (default.replace("`", ""), text) for flag, default, text in table}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("command", ["demo", "simulate"])
+def test_flags_of_commands(command: str) -> None:
+    """The table of commands has exactly the flags that their help has."""
+    (flags,) = (row[2] for row in rows("Command line") if row[0] == f"`braze-exporter {command}`")
+
+    assert set(flags_by_help(command)) == set(re.findall(r"`(\S+)`", flags))
+
+
+def test_reasons() -> None:
+    """Every reason for which a poll can fail is explained under Troubleshooting."""
+    explained = [re.match(r"`(\w+)`", symptom) for symptom, *_ in rows("Troubleshooting")]
+
+    assert set(Reason) <= {match[1] for match in explained if match}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_names(name: str) -> None:
+    """Every metric, setting and make target that a document names exists."""
+    text = DOCUMENTS[name]
+    metrics = {metric for metric in re.findall(r"\bbraze_[a-z_]++(?!\*)", text) if not metric.endswith("_")}
+    settings = set(re.findall(r"\b(?:poll|limits)\.[a-z_]+\b", text))
+    targets = set(re.findall(r"(?:`|^    )make ([a-z]+)", text, re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+    assert metrics - {family.name for family in FAMILIES} == set()
+    assert settings - {setting.path for setting in config.settings()} == set()
+    assert targets - set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)) == set()
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links(name: str) -> None:
+    """Every link within the repository leads to a file that is there, or to a heading of the same document."""
+    text = DOCUMENTS[name]
+    links = {link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link}
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {f"#{re.sub('[^a-z0-9 -]', '', heading.lower()).replace(' ', '-')}" for heading in headings}
+
+    assert {link for link in links - anchors if not (ROOT / link).is_file()} == set()
+
+
+def test_configuration_example(tmp_path: Path) -> None:
+    """The configuration of the README is valid beside a file with a key, and leads to no warning."""
+    (example,) = (block for block in blocks("yaml") if "workspaces:" in block)
+    (tmp_path / "api-key").write_text("0123-4567\n", encoding="utf-8")
+    file = tmp_path / "config.yaml"
+    file.write_text(example, encoding="utf-8")
+
+    assert config.warnings(config.load(file, {})) == ()
+
+
+def test_scrape_example(promtool: Path, tmp_path: Path) -> None:
+    """Prometheus takes the scrape configuration of the README."""
+    (example,) = (block for block in blocks("yaml") if "scrape_configs:" in block)
+    file = tmp_path / "prometheus.yml"
+    file.write_text(example, encoding="utf-8")
+
+    check(promtool, "config", file)
+
+
+def test_query_examples(promtool: Path, tmp_path: Path) -> None:
+    """Prometheus takes the queries of the README."""
+    rules = [{"alert": f"Query{number}", "expr": query} for number, query in enumerate(blocks("promql"))]
+    file = tmp_path / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "queries", "rules": rules}]}), encoding="utf-8")
+
+    assert rules
+    check(promtool, "rules", file)
+
+
+def section(heading: str) -> str:
+    """Return what stands under a heading of the README, up to the next heading, as one line for each paragraph."""
+    (text,) = re.findall(rf"^#+ {re.escape(heading)}\n(.+?)(?=^#|\Z)", README, re.MULTILINE | re.DOTALL)
+    return re.sub(r"(?<=[^|\n])\n(?=[^|\n])", " ", text)
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Return the cells of the tables under a heading of the README, without their heads."""
+    lines = re.findall(r"^\|(.+)\|$", section(heading), re.MULTILINE)
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    return [row for row, below in zip(cells, [*cells[1:], [""]], strict=True) if not {*row, *below} & {"---"}]
+
+
+def documented(heading: str) -> list[tuple[str, str, tuple[str, ...], str]]:
+    """Return name, type, labels and meaning of the metrics under a heading: gauges where the table has no types."""
+    shared = re.findall(r"`(\w+)`", section(heading).partition("|")[0])
+    found = []
+    for metric, *types, meaning in rows(heading):
+        name, _, own = metric.strip("`}").partition("{")
+        labels = (*shared, *filter(None, own.split(",")))
+        found.append((name, "".join(types) or "gauge", tuple(sorted(labels)), meaning))
+    return found
+
+
+def described(family: Family) -> tuple[str, str, tuple[str, ...], str]:
+    """Return name, type, labels and the part of HELP that says what is counted."""
+    meaning = re.split(r"; (?:latest|previous) day|\. Counted by the exporter\.", family.help)[0]
+    return family.name, family.type, tuple(sorted(family.labels)), meaning
+
+
+def flags_by_help(command: str) -> dict[str, tuple[str, str]]:
+    """Return default and explanation of each flag that the help of a command shows."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "exporter", *command.split(), "--help"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "500"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    flags = re.findall(r"^  (?:-h, )?(--\S+)(?: \S+)?\s{2,}(\S.+)$", shown, re.MULTILINE)
+    pairs = {flag: re.fullmatch(r"(.+?)(?: \(default: (.+)\))?", text) for flag, text in flags}
+    return {flag: (match[2] or "", match[1]) for flag, match in pairs.items() if match}
+
+
+def blocks(language: str) -> list[str]:
+    """Return the code blocks of the README in a language."""
+    return re.findall(rf"^```{language}\n(.+?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def check(promtool: Path, what: str, file: Path) -> None:
+    """Let promtool check a file; raise AssertionError with what it says where it is wrong."""
+    result = subprocess.run([promtool, "check", what, file], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
