@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -31,6 +30,7 @@ from exporter.simulator import Simulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
 
     from starlette.applications import Starlette
 
@@ -42,16 +42,15 @@ SIMULATED_KEY = "simulated-braze-key"
 """The key of the simulated Braze where no other is given; it opens nothing else."""
 
 _CAMPAIGNS = 12
-_GRACE = 0.5  # seconds that running answers have when the process stops
+_GRACE = 0.4  # seconds that running answers have when the process stops
 _KEEP_ALIVE = 120  # seconds; longer than usual scrape intervals, so that Prometheus keeps its connection
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status: 0 done, 1 configuration or run-time error, 2 wrong usage."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _exit)  # until the server runs; as process 1 there would be no handler at all
+    _on_stop_signals(_exit)  # until the server runs; as process 1 there would be no handler at all
     given = list(sys.argv[1:] if arguments is None else arguments)
-    name = given.pop(0) if given and given[0] in _COMMANDS else ""
+    name = given.pop(0) if given and given[0] and given[0] in _COMMANDS else ""
     command, add_flags = _COMMANDS[name]
     parser = _parser(name)
     add_flags(parser)
@@ -66,11 +65,22 @@ class _FailedError(Exception):
     """What keeps the command from its work, in words for a person."""
 
 
+def _on_stop_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
 def _exit(*_: object) -> NoReturn:
+    _on_stop_signals(signal.SIG_IGN)  # one is enough
     raise SystemExit(0)
 
 
+def _warn_of_hangup(*_: object) -> None:
+    logger.warning("the configuration is read at the start only; restart to apply a new one")
+
+
 def _serve(flags: argparse.Namespace) -> int:
+    signal.signal(signal.SIGHUP, _warn_of_hangup)
     loaded = _load(flags.config_file)
     remarks = config.warnings(loaded)
     if not flags.config_check:
@@ -89,7 +99,8 @@ def _demo(flags: argparse.Namespace) -> int:
     ):
         Path(folder, "api-key").write_text(SIMULATED_KEY, encoding="utf-8")
         file = Path(folder, "config.yaml")
-        file.write_text("poll: {interval: 5s, timeout: 5s}\n" + _configuration(braze, "api_key_file: api-key"), encoding="utf-8")
+        workspace = _configuration(braze, "api_key_file: api-key")
+        file.write_text(f"poll: {{interval: 5s, timeout: 5s}}\n{workspace}", encoding="utf-8")
 
         def introduce(urls: Sequence[str]) -> None:
             print(_DEMO.format(url=urls[0], path=flags.telemetry_path, braze=braze.url, file=file), flush=True)
@@ -98,34 +109,30 @@ def _demo(flags: argparse.Namespace) -> int:
 
 
 def _simulate(flags: argparse.Namespace) -> int:
-    key = SIMULATED_KEY
-    if flags.api_key_file:
-        try:
-            key = flags.api_key_file.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise _FailedError(f"--api-key-file: cannot be read: {type(error).__name__}") from None
+    braze = Simulator(
+        seed=flags.seed,
+        campaigns=flags.campaigns,
+        timezone=flags.timezone,
+        newest_day=flags.newest_day,
+        api_key=_key(flags.api_key_file) if flags.api_key_file else SIMULATED_KEY,
+        address=flags.listen_address,
+    )
     try:
-        braze = Simulator(
-            seed=flags.seed,
-            campaigns=flags.campaigns,
-            timezone=flags.timezone,
-            newest_day=flags.newest_day,
-            api_key=key,
-            address=flags.listen_address,
-        )
         braze.start()
     except OSError as error:
-        raise _FailedError(f"cannot listen on {_joined(*flags.listen_address)}: {error.strerror}") from None
+        raise _cannot_listen(flags.listen_address, error) from None
     try:
-        source = f"api_key_file: {flags.api_key_file.resolve()}" if flags.api_key_file else "api_key_env: BRAZE_API_KEY"
+        source = "api_key_env: BRAZE_API_KEY"
+        if flags.api_key_file:
+            source = f"api_key_file: {_quoted(str(flags.api_key_file.resolve()))}"
         print(f"# A simulated Braze answers on {braze.url}. A configuration that polls it:")
         if not flags.api_key_file:
             print(f"# (with BRAZE_API_KEY={SIMULATED_KEY} in the environment)")
         print(_configuration(braze, source, flags.timezone), flush=True)
-        threading.Event().wait()  # until a signal
+        while True:  # until a signal; in short waits, as one that comes just before a wait does not end it
+            time.sleep(_GRACE)
     finally:
         braze.close()
-    return 0
 
 
 def _configuration(braze: Simulator, key_source: str, timezone: ZoneInfo | None = None) -> str:
@@ -139,8 +146,25 @@ def _configuration(braze: Simulator, key_source: str, timezone: ZoneInfo | None 
         "    campaigns:",
     ]
     for campaign in braze.campaigns:
-        lines += [f"      - id: {campaign.id}", f"        name: {json.dumps(campaign.name, ensure_ascii=False)}"]
+        lines += [f"      - id: {campaign.id}", f"        name: {_quoted(campaign.name)}"]
     return "\n".join([*lines, ""])
+
+
+def _key(file: Path) -> str:
+    try:
+        key = file.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise _FailedError(f"--api-key-file: expected a file that can be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        key = ""
+    if not key:
+        raise _FailedError("--api-key-file: expected a file that holds a key in ASCII")
+    return key
+
+
+def _quoted(text: str) -> str:
+    """Return YAML in which the text is nothing but text."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _load(path: Path) -> Config:
@@ -200,8 +224,7 @@ class _Process:
     async def run(self, sockets: list[socket.socket], telemetry_path: str) -> int:
         """Serve until stopped; return the exit status."""
         self._loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._stopped.set)
+        _on_stop_signals(self._stop)  # not the loop's own way, which would bring the default back when it closes
         application = web.application(
             self._poller, self._exposition, telemetry_path=telemetry_path, loaded_at=self._loaded_at
         )
@@ -210,20 +233,27 @@ class _Process:
         self._poller.start()
         stopping = asyncio.create_task(self._stopped.wait())
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        _on_stop_signals(signal.SIG_IGN)  # one is enough
         logger.info("stopping")
         self._poller.stop()
         server.should_exit = True
-        _, unfinished = await asyncio.wait((serving,), timeout=_GRACE)
-        for task in unfinished:
-            task.cancel()
+        await asyncio.wait((serving,), timeout=_GRACE)
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()  # a client that does not read would be waited for, for good
+        await serving  # raises what ended it, if that was not us
         return self._status
 
     def _fail(self, error: BaseException) -> None:
         """End the process, from any thread: old numbers behind a healthy page would be worse."""
         logger.error("an unexpected exception ends the process", exc_info=error)
         self._status = 1
+        self._stop()
+
+    def _stop(self, *_: object) -> None:
+        """Let `run` return; from any thread or as the handler of a signal, and any number of times."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stopped.set)
+            with contextlib.suppress(RuntimeError):  # closed already
+                self._loop.call_soon_threadsafe(self._stopped.set)
 
 
 class _Server(uvicorn.Server):
@@ -258,7 +288,7 @@ def _listen(host: str, port: int) -> socket.socket:
             return socket.create_server((host, port), family=family, backlog=_BACKLOG)
         return _listen_everywhere(port)
     except OSError as error:
-        raise _FailedError(f"cannot listen on {_joined(host, port)}: {error.strerror}") from None
+        raise _cannot_listen((host, port), error) from None
 
 
 def _listen_everywhere(port: int) -> socket.socket:
@@ -269,6 +299,11 @@ def _listen_everywhere(port: int) -> socket.socket:
             if error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
                 raise
     return socket.create_server(("", port), backlog=_BACKLOG)
+
+
+def _cannot_listen(address: tuple[str, int], error: OSError) -> _FailedError:
+    reason = (error.strerror or "").partition(" (")[0]  # in brackets the standard library repeats the address
+    return _FailedError(f"--web.listen-address: cannot listen on {_joined(*address)}: {reason}")
 
 
 def _joined(host: str, port: int) -> str:
@@ -391,20 +426,29 @@ def _add_newest_day_flag(parser: argparse.ArgumentParser) -> None:
 
 def _address(text: str) -> tuple[str, int]:
     match = _ADDRESS.fullmatch(text)
-    if not match or int(match["port"]) > _LARGEST_PORT:
+    if not match or int(match["port"]) > _LARGEST_PORT or not _is_host(match["host"] or ""):
         raise argparse.ArgumentTypeError(f"expected HOST:PORT, [IPV6]:PORT or :PORT, got {text!r}")
     return match["ipv6"] or match["host"] or "", int(match["port"])
+
+
+def _is_host(text: str) -> bool:
+    """Tell whether the text can be looked up at all."""
+    try:
+        text.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _loopback_address(text: str) -> tuple[str, int]:
     host, port = _address(text)
     if not config.is_loopback(host):
         raise argparse.ArgumentTypeError(f"expected a loopback address such as 127.0.0.1:{port}, got {text!r}")
-    return host, port
+    return "127.0.0.1" if host.lower() == "localhost" else host, port
 
 
 def _telemetry_path(text: str) -> str:
-    if not _PATH.fullmatch(text) or text.startswith("/-/"):
+    if not _PATH.fullmatch(text):
         raise argparse.ArgumentTypeError(f"expected a path such as /metrics, not below /-/, got {text!r}")
     return text
 
@@ -423,7 +467,7 @@ def _zone(text: str) -> ZoneInfo:
 
 
 _ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]/\s]*)):(?P<port>[0-9]{1,5})", re.ASCII)
-_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
+_PATH = re.compile(r"/|(?:/[A-Za-z0-9_~][A-Za-z0-9._~-]*)+")
 _BACKLOG = 1024
 _LARGEST_PORT = 65535
 _MOST_CAMPAIGNS = 100_000

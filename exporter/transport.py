@@ -24,7 +24,7 @@ import threading
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
 
 import requests
@@ -37,7 +37,7 @@ from urllib3.util.connection import allowed_gai_family, create_connection
 from exporter.config import is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 BODY_LIMIT = 16 * 1024 * 1024
 """Bytes of a decoded body; Braze's largest answers are a hundredth of it."""
@@ -104,34 +104,47 @@ class Transport:
         request.url = self._endpoint + target
         request.headers["Authorization"] = authorization
         with self._watchdog.watch(deadline) as watch:
-            try:
-                return self._reply(request, watch)
-            except TransportError:
-                raise
-            except Exception as error:
-                # A socket that is shut under a running request ends it in many ways.
-                if watch.expired or watch.remaining() <= 0 or _is(error, TimeoutError, requests.Timeout):
-                    raise TimedOut("no complete answer within the timeout") from None
-                if not isinstance(error, _EXPECTED):
-                    raise
-                raise _translated(error) from None
+            outcome = self._outcome(request, watch)
+        if isinstance(outcome, TransportError):
+            raise outcome
+        return outcome
 
     def close(self) -> None:
         """Close the connections that are not in use, and the others when their requests end; no more are made."""
         self._watchdog.close()
         self._adapter.close()
 
+    def _outcome(self, request: requests.PreparedRequest, watch: _Watch) -> Reply | TransportError:
+        """Return the reply or what became of it; raised here, it would refer to errors below, and they to the key."""
+        try:
+            reply = self._reply(request, watch)
+        except Exception as error:
+            # A socket that is shut under a running request ends it in many ways.
+            if watch.expired or watch.remaining() <= 0 or _is(error, TimeoutError, requests.Timeout):
+                return TimedOut("no complete answer within the timeout")
+            if isinstance(error, TransportError):
+                return error
+            if not isinstance(error, _EXPECTED):
+                raise
+            return _translated(error)
+        if watch.expired:  # and one of the ways looks like the end of the answer
+            return TimedOut("no complete answer within the timeout")
+        return reply
+
     def _reply(self, request: requests.PreparedRequest, watch: _Watch) -> Reply:
         response = self._adapter.send(
             request, stream=True, timeout=max(watch.remaining(), 0.001), verify=self._verify, proxies=self._proxies
         )
+        raw: urllib3.HTTPResponse = response.raw
         limit = BODY_LIMIT if response.status_code == http.client.OK else _ERROR_BODY_LIMIT
         try:
-            body: bytes = response.raw.read(limit + 1, decode_content=True)
+            body = raw.read(limit + 1, decode_content=True)
         finally:
             response.close()  # and the connection, unless it was read to the end
         if len(body) > BODY_LIMIT:
             raise TooLarge(f"the answer has more than {BODY_LIMIT} bytes")
+        if response.status_code == http.client.OK and not body and raw.length_remaining is None and not raw.chunked:
+            raise http.client.RemoteDisconnected("")  # cut headers, which http.client takes for whole ones
         return Reply(response.status_code, response.headers, body)
 
 
@@ -324,7 +337,8 @@ class _WatchedConnection(HTTPConnection):
 
     def _new_conn(self) -> socket.socket:
         watch = _current_watch.get()
-        sock = _connect(self._dns_host, self.port or self.default_port, watch, self.socket_options)
+        port = self.port or self.default_port
+        sock = _connect(_resolve(self._dns_host, port, watch.remaining()), port, watch, self.socket_options)
         self._line = _Line(sock)
         watch.attach(self._line)
         return sock
@@ -373,39 +387,21 @@ class _Adapter(HTTPAdapter):
             raise NotTrusted(f"expected a CA bundle at {verify}, got nothing there") from None
 
 
-def _connect(host: str, port: int, watch: _Watch, options: list[tuple[int, int, int | bytes]] | None) -> socket.socket:
-    """Connect to the first address of the name that answers, within the time that is left."""
-    sock = _first_connection(_resolve(host, port, watch.remaining()), port, watch, options)
-    sock.settimeout(max(watch.remaining(), 0.001))
-    return sock
+_LookUp: TypeAlias = "Callable[[str, int, int, int], Sequence[tuple[int, int, int, str, tuple[object, ...]]]]"
 
 
-def _first_connection(
-    addresses: Sequence[str], port: int, watch: _Watch, options: list[tuple[int, int, int | bytes]] | None
-) -> socket.socket:
-    """Try one address after the other, each for an equal share of the time left: one may be a dead end."""
-    failure = OSError("the name has no address")
-    for place, address in enumerate(addresses):
-        share = watch.remaining() / (len(addresses) - place)
-        try:
-            return create_connection((address, port), max(share, 0.001), socket_options=options)
-        except OSError as error:
-            failure = error
-    raise failure
-
-
-def _resolve(host: str, port: int, timeout: float) -> list[str]:
+def _resolve(host: str, port: int, timeout: float, look_up: _LookUp = socket.getaddrinfo) -> list[str]:
     """Look a name up in a thread of its own: the system's resolver cannot be told when to give up."""
     answers: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
 
-    def look_up() -> None:
+    def run() -> None:
         try:
-            found = socket.getaddrinfo(host, port, allowed_gai_family(), socket.SOCK_STREAM)
+            found = look_up(host, port, allowed_gai_family(), socket.SOCK_STREAM)
             answers.put([str(address[0]) for *_, address in found])
         except (OSError, UnicodeError) as error:
             answers.put(error)
 
-    threading.Thread(target=look_up, name="resolve", daemon=True).start()
+    threading.Thread(target=run, name="resolve", daemon=True).start()
     try:
         answer = answers.get(timeout=max(timeout, 0.001))
     except queue.Empty:
@@ -413,3 +409,20 @@ def _resolve(host: str, port: int, timeout: float) -> list[str]:
     if isinstance(answer, Exception):
         raise answer
     return answer
+
+
+def _connect(
+    addresses: Sequence[str], port: int, watch: _Watch, options: list[tuple[int, int, int | bytes]] | None
+) -> socket.socket:
+    """Connect to the first address that answers; each is tried for an equal share of the time left: one may hang."""
+    failure = OSError("the name has no address")
+    for place, address in enumerate(addresses):
+        share = watch.remaining() / (len(addresses) - place)
+        try:
+            sock = create_connection((address, port), max(share, 0.001), socket_options=options)
+        except OSError as error:
+            failure = error
+        else:
+            sock.settimeout(max(watch.remaining(), 0.001))
+            return sock
+    raise failure

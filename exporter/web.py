@@ -37,6 +37,7 @@ HEADERS = {
 """What every answer carries."""
 
 _GZIP_WINDOW_BITS = 31
+_SHORT = 36  # characters of an identifier; what is longer may break over lines
 
 
 def application(poller: Poller, exposition: Exposition, *, telemetry_path: str, loaded_at: float) -> Starlette:
@@ -51,9 +52,12 @@ def application(poller: Poller, exposition: Exposition, *, telemetry_path: str, 
         headers = {"Content-Type": form.value, "Vary": "Accept, Accept-Encoding"}
         return Response(body, headers=headers | ({"Content-Encoding": "gzip"} if gzip else {}))
 
-    async def landing(_: Request) -> Response:
+    def page() -> str:
         shown = {state.key: exposition.shown(state.key) for state in poller.campaigns}
-        return HTMLResponse(landing_page(poller.workspaces, poller.campaigns, shown, telemetry_path))
+        return landing_page(poller.workspaces, poller.campaigns, shown, telemetry_path)
+
+    async def landing(_: Request) -> Response:
+        return HTMLResponse(await asyncio.to_thread(page))
 
     async def healthy(_: Request) -> Response:
         return PlainTextResponse("braze-exporter is healthy.\n")
@@ -64,7 +68,9 @@ def application(poller: Poller, exposition: Exposition, *, telemetry_path: str, 
         return PlainTextResponse("Not every campaign has been polled yet.\n", status_code=503)
 
     pages = {"/": landing, telemetry_path: metrics, "/-/healthy": healthy, "/-/ready": ready}
-    return Starlette(routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()])
+    starlette = Starlette(routes=[Route(path, answer, methods=["GET"]) for path, answer in pages.items()])
+    starlette.router.redirect_slashes = False  # /metrics/ is unknown, not a redirect to what Host names
+    return starlette
 
 
 def negotiate(accept: str) -> Format:
@@ -72,14 +78,13 @@ def negotiate(accept: str) -> Format:
 
     OpenMetrics is for those who name it and want it as much as text.
     """
-    openmetrics, text, named = 0.0, 0.0, False
+    qualities: dict[str, float] = {}
     for media_type, parameters, quality in _preferences(accept):
-        version = parameters.get("version")
-        if media_type == "application/openmetrics-text" and version in {None, "1.0.0"}:
-            openmetrics, named = max(openmetrics, quality), True
-        elif media_type == "text/plain" and version in {None, "0.0.4"}:
-            text = max(text, quality)
-    return Format.OPENMETRICS if named and 0 < openmetrics >= text else Format.TEXT
+        if parameters.get("version") in {None, _VERSIONS.get(media_type)}:
+            qualities[media_type] = max(quality, qualities.get(media_type, 0.0))
+    openmetrics = qualities.get("application/openmetrics-text", 0.0)
+    text = next((qualities[name] for name in ("text/plain", "text/*", "*/*") if name in qualities), 0.0)
+    return Format.OPENMETRICS if 0 < openmetrics >= text else Format.TEXT
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
@@ -126,6 +131,9 @@ def landing_page(
             campaign_rows,
         ),
     )
+
+
+_VERSIONS = {"application/openmetrics-text": "1.0.0", "text/plain": "0.0.4"}
 
 
 class _Scrape:
@@ -190,8 +198,13 @@ def _time(unix: float | None) -> str:
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     head = "".join(f'<th scope="col">{head}</th>' for head in heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>\n" for row in rows)
+    body = "".join(f"<tr>{''.join(_cell(str(cell)) for cell in row)}</tr>\n" for row in rows)
     return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>'
+
+
+def _cell(text: str) -> str:
+    kind = ' class="long"' if len(text) > _SHORT else ""
+    return f"<td{kind}>{html.escape(text)}</td>"
 
 
 _PAGE = """\
@@ -203,11 +216,12 @@ _PAGE = """\
 <title>braze-exporter</title>
 <style>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }}
-body {{ margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }}
+body {{ margin: 2rem auto; max-width: 90rem; padding: 0 1rem; }}
 .scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ border-bottom: 1px solid #8886; padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; }}
-td {{ overflow-wrap: anywhere; min-width: 5rem; }}
+table {{ border-collapse: collapse; font-size: .875rem; }}
+th, td {{ border-bottom: 1px solid #8886; padding: .3rem 1.2rem .3rem 0; text-align: left; vertical-align: top; }}
+th, td {{ white-space: nowrap; }}
+.long {{ min-width: 18rem; overflow-wrap: anywhere; white-space: normal; }}
 </style>
 </head>
 <body>

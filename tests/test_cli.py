@@ -1,0 +1,563 @@
+"""Tests of exporter.cli: flags in this process; serving, demo, simulate and signals in processes of their own."""
+
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import pytest
+
+from exporter import __version__, cli, logs
+from exporter.simulator import Drip, Fault, Hang, Latency, Simulator, Status
+from tests.exporters import COMMAND, KEY, Exporter, ask, configure, running_exporter
+from tests.servers import Program, eventually, running
+
+STOPPING = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+CAMPAIGN = "3bbc4555-8fa0-4c9b-a5c0-4505edf3e064"
+
+
+class Run(Protocol):
+    """Runs a command that ends by itself."""
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Return the exit status, and what was written to stdout and to stderr."""
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Run a command in this process, whose handlers of signals are put back."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        try:
+            status: object = cli.main(arguments)
+        except SystemExit as wrong_usage:
+            status = wrong_usage.code
+        assert isinstance(status, int)
+        return status, *capfd.readouterr()
+
+    yield run
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
+
+
+def test_version(run: Run) -> None:
+    """--version names the version of the exporter and of Python, for every command."""
+    for command in ([], ["demo"], ["simulate"]):
+        status, output, errors = run(*command, "--version")
+
+        assert (status, errors) == (0, "")
+        assert re.fullmatch(rf"braze-exporter, version {re.escape(__version__)} \(python 3\.\d+\.\d+\w*\)\n", output)
+
+
+def test_help(run: Run) -> None:
+    """--help lists the commands, and every flag of a command."""
+    status, output, _ = run("--help")
+
+    assert status == 0
+    assert re.findall(r"^  ([a-z]+)  ", output.partition("commands:")[2], re.MULTILINE) == ["demo", "simulate"]
+    assert {"--config.file", "--config.check", "--web.listen-address", "--web.telemetry-path"} <= flags(output)
+    assert {"--newest-day", "--log.level", "--log.format"} <= flags(run("demo", "--help")[1])
+    assert {"--seed", "--campaigns", "--timezone", "--api-key-file"} <= flags(run("simulate", "--help")[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--unknown", "unrecognized arguments: --unknown"),
+        ("--config.fil=x", "unrecognized arguments: --config.fil=x"),
+        ("--config.file", "expected one argument"),
+        ("dmeo", "unrecognized arguments: dmeo"),
+        ("--config.check demo", "unrecognized arguments: demo"),
+        ("demo --config.file=x", "unrecognized arguments: --config.file=x"),
+        ("--log.level=trace", "invalid choice: 'trace'"),
+        ("--log.level=INFO", "invalid choice: 'INFO'"),
+        ("--log.format=xml", "invalid choice: 'xml'"),
+        ("--web.listen-address=10105", "expected HOST:PORT, [IPV6]:PORT or :PORT, got '10105'"),
+        ("--web.listen-address=", "got ''"),
+        ("--web.listen-address=:", "got ':'"),
+        ("--web.listen-address=host", "got 'host'"),
+        ("--web.listen-address=:65536", "got ':65536'"),
+        ("--web.listen-address=:-1", "got ':-1'"),
+        ("--web.listen-address=:٣", "got ':٣'"),
+        ("--web.listen-address=::1:80", "got '::1:80'"),
+        ("--web.listen-address=[host]:80", "got '[host]:80'"),
+        ("--web.listen-address=http://host:80", "got 'http://host:80'"),
+        ("--web.listen-address=a..b:80", "got 'a..b:80'"),
+        (f"--web.listen-address={'a' * 64}:80", f"got '{'a' * 64}:80'"),
+        ("--web.telemetry-path=metrics", "expected a path such as /metrics, not below /-/, got 'metrics'"),
+        ("--web.telemetry-path=", "got ''"),
+        ("--web.telemetry-path=/-/metrics", "got '/-/metrics'"),
+        ("--web.telemetry-path=//evil.example", "got '//evil.example'"),
+        ("--web.telemetry-path=/metrics/", "got '/metrics/'"),
+        ("--web.telemetry-path=/../metrics", "got '/../metrics'"),
+        ("--web.telemetry-path=/{path}", "got '/{path}'"),
+        ("--web.telemetry-path=/met?rics", "got '/met?rics'"),
+        ("demo --web.listen-address=:10105", "expected a loopback address such as 127.0.0.1:10105, got ':10105'"),
+        ("demo --web.listen-address=0.0.0.0:1", "got '0.0.0.0:1'"),
+        ("demo --web.listen-address=[::]:1", "got '[::]:1'"),
+        ("demo --web.listen-address=example.com:1", "got 'example.com:1'"),
+        ("demo --newest-day=tomorrow", "invalid choice: 'tomorrow'"),
+        ("simulate --web.listen-address=0.0.0.0:1", "got '0.0.0.0:1'"),
+        ("simulate --campaigns=0", "expected a number from 1 to 100000, got '0'"),
+        ("simulate --campaigns=many", "got 'many'"),
+        ("simulate --seed=x", "invalid int value: 'x'"),
+        ("simulate --timezone=Mars/Olympus", "expected an IANA time zone such as Europe/Berlin, got 'Mars/Olympus'"),
+        ("simulate --timezone=../etc", "got '../etc'"),
+        ("simulate --timezone=", "got ''"),
+    ],
+)
+def test_wrong_usage(arguments: str, expected: str, run: Run) -> None:
+    """Wrong usage ends with status 2, the usage, and one line that says what came and what is right."""
+    status, output, errors = run(*arguments.split(" "))
+
+    assert (status, output) == (2, "")
+    assert errors.startswith("usage: braze-exporter")
+    assert expected in errors.splitlines()[-1]
+
+
+def test_empty_argument(run: Run) -> None:
+    """An empty argument, as an unset variable in a script leaves it, is wrong usage too."""
+    assert run("", "--config.check")[0] == 2
+
+
+@pytest.mark.parametrize("flags", [(), ("--config.check",)])
+def test_missing_file(flags: tuple[str, ...], tmp_path: Path, run: Run) -> None:
+    """A configuration file that is not there is one line and status 1."""
+    file = tmp_path / "none.yaml"
+
+    status, output, errors = run(f"--config.file={file}", *flags)
+
+    assert (status, output) == (1, "")
+    assert errors == f"{file}: expected a file that can be read, got 'No such file or directory'\n"
+
+
+@pytest.mark.parametrize("flags", [(), ("--config.check",)])
+def test_bad_file(flags: tuple[str, ...], tmp_path: Path, run: Run) -> None:
+    """A configuration with errors is all its problems, a line each, and status 1."""
+    file = configure(tmp_path, "http://example.com", poll="interval: 5", names={"x": "y"})
+
+    status, output, errors = run(f"--config.file={file}", *flags)
+
+    assert (status, output) == (1, "")
+    problems = errors.splitlines()
+    assert len(problems) == 3
+    assert all(problem.startswith(f"{file}:") for problem in problems)
+
+
+def test_check_of_a_good_file(tmp_path: Path, run: Run) -> None:
+    """A valid configuration is counted, with status 0."""
+    file = configure(tmp_path, "https://rest.iad-01.braze.com", names={CAMPAIGN: "One"})
+
+    assert run(f"--config.file={file}", "--config.check") == (0, f"{file}: valid; workspaces: 1, campaigns: 1\n", "")
+
+
+def test_check_with_warnings(tmp_path: Path, run: Run) -> None:
+    """What is valid but hardly meant is told before, and status 0."""
+    file = configure(tmp_path, "https://braze.example.com", names={CAMPAIGN: "One"})
+
+    status, output, errors = run(f"--config.file={file}", "--config.check")
+
+    assert (status, errors) == (0, "")
+    assert output.splitlines() == [
+        f"{file}: warning: workspace 'main': braze.example.com is not a host of braze.com or braze.eu",
+        f"{file}: valid; workspaces: 1, campaigns: 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "--api-key-file: expected a file that can be read: No such file or directory\n"),
+        (b" \n", "--api-key-file: expected a file that holds a key in ASCII\n"),
+        (b"schl\xfcssel", "--api-key-file: expected a file that holds a key in ASCII\n"),
+    ],
+)
+def test_simulate_with_a_bad_key(content: bytes | None, expected: str, tmp_path: Path, run: Run) -> None:
+    """A key file that holds none is one line, without what it holds, and status 1."""
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+
+    assert run("simulate", f"--api-key-file={file}", "--web.listen-address=127.0.0.1:0") == (1, "", expected)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("command", ["", "demo", "simulate"])
+def test_port_in_use(command: str, tmp_path: Path, run: Run) -> None:
+    """A port that another process has is one line that names flag and address, and status 1."""
+    arguments = (
+        [command] if command else [f"--config.file={configure(tmp_path, 'http://[::1]:1', names={CAMPAIGN: 'One'})}"]
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+
+        status, output, errors = run(*arguments, f"--web.listen-address={address}")
+
+    assert (status, output) == (1, "")
+    assert errors == f"--web.listen-address: cannot listen on {address}: Address already in use\n"
+
+
+@pytest.mark.server
+def test_address_of_another_machine(tmp_path: Path, run: Run) -> None:
+    """An address that this machine has not got is one line and status 1."""
+    file = configure(tmp_path, "http://127.0.0.1:1", names={CAMPAIGN: "One"})
+
+    status, _, errors = run(f"--config.file={file}", "--web.listen-address=192.0.2.1:10105")
+
+    assert status == 1
+    assert errors == "--web.listen-address: cannot listen on 192.0.2.1:10105: Cannot assign requested address\n"
+
+
+@pytest.mark.server
+def test_all_addresses(tmp_path: Path) -> None:
+    """Without a host the exporter listens on IPv4 and, where there is any, on IPv6."""
+    file = configure(tmp_path, "http://127.0.0.1:1", names={CAMPAIGN: "One"})
+    with running_exporter(file, address=":0", ready=False) as exporter:
+        port = urlsplit(exporter.url).port
+
+        assert ask(f"http://127.0.0.1:{port}/-/healthy").ok
+        if has_ipv6():
+            assert ask(f"http://[::1]:{port}/-/healthy").ok
+
+
+@pytest.mark.server
+def test_several_addresses(tmp_path: Path) -> None:
+    """The flag may be repeated, and each address answers."""
+    file = configure(tmp_path, "http://127.0.0.1:1", names={CAMPAIGN: "One"})
+    with running_exporter(file, "--web.listen-address=127.0.0.2:0", ready=False) as exporter:
+        second = exporter.program.logged(r"url=(http://127\.0\.0\.2:\d+)")[1]
+
+        assert ask(f"{second}/-/healthy").ok
+        assert exporter.ask("/-/healthy").ok
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("newest_day", ["today", "yesterday"])
+def test_demo(newest_day: str, tmp_path: Path) -> None:
+    """Five seconds after its start the demo shows gauges of a dozen campaigns where it says, whatever day is newest."""
+    deadline = time.monotonic() + 5
+    with demo(tmp_path, f"--newest-day={newest_day}") as shown:
+        eventually(
+            lambda: len(campaigns(shown.samples("braze_campaign_unique_recipients"))) == 12,
+            what="gauges of 12 campaigns",
+            timeout=deadline - time.monotonic(),
+        )
+        eventually(shown.ready, what="a demo that is ready")
+
+        assert len(campaigns(shown.samples("braze_message_"))) == 12
+        assert shown.ask("/").ok
+        assert Path(shown.program.logged(r"^ +(/.*config\.yaml)$")[1]).is_file()
+        assert "level=" not in shown.program.output()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "LOCALHOST:0", "127.8.9.10:0", "[::1]:0"])
+@pytest.mark.parametrize("command", ["demo", "simulate"])
+def test_loopback_addresses(command: str, address: str, tmp_path: Path) -> None:
+    """Demo and simulate listen on any loopback address."""
+    if address == "[::1]:0" and not has_ipv6():
+        pytest.skip("no IPv6 on this machine")
+    host = {"LOCALHOST:0": "127.0.0.1"}.get(address, address.removesuffix(":0"))
+    with running((*COMMAND, command, f"--web.listen-address={address}"), log=tmp_path / "log") as program:
+        url = program.logged(rf"http://{re.escape(host)}:\d+\b")[0]
+
+        assert ask(url).status_code in {200, 401}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("flags", [(), ("--timezone=Europe/Berlin", "--campaigns=30", "--seed=7")])
+def test_simulate(flags: tuple[str, ...], tmp_path: Path) -> None:
+    """What simulate prints is a valid configuration, with which the exporter shows every campaign that sends."""
+    folder = tmp_path / "a folder: with # and 'quotes'"
+    folder.mkdir()
+    (folder / "key").write_text(f"{KEY}\n", encoding="ascii")
+    with running(
+        (*COMMAND, "simulate", "--web.listen-address=127.0.0.1:0", f"--api-key-file={folder / 'key'}", *flags),
+        log=tmp_path / "config.yaml",
+    ) as simulator:
+        simulator.logged(r"\n\n\Z")
+        file = tmp_path / "config.yaml"
+        check = subprocess.run((*COMMAND, f"--config.file={file}", "--config.check"), capture_output=True, check=False)
+        with running_exporter(file) as exporter:
+            up = exporter.samples("braze_campaign_up")
+
+    assert (check.returncode, check.stderr) == (0, b"")
+    assert len(up) == (30 if flags else 12)
+    assert {*up.values()} == {"1.0"}
+    assert KEY not in simulator.output()
+
+
+@pytest.mark.server
+def test_simulate_without_a_key(tmp_path: Path) -> None:
+    """Without a key file simulate accepts a key that it prints, and the configuration reads it from a variable."""
+    with running((*COMMAND, "simulate", "--web.listen-address=127.0.0.1:0"), log=tmp_path / "config.yaml") as simulator:
+        key = simulator.logged(r"with BRAZE_API_KEY=(\S+) ")[1]
+        url = simulator.logged(r"endpoint: (\S+)\n[^\0]*\n\n\Z")[1]
+
+        assert ask(f"{url}/campaigns/list", Authorization=f"Bearer {key}").ok
+        assert ask(f"{url}/campaigns/list", Authorization="Bearer other").status_code == 401
+        assert "api_key_env: BRAZE_API_KEY\n" in simulator.output()
+
+
+@pytest.mark.server
+@STOPPING
+@pytest.mark.parametrize(
+    "fault",
+    [None, Hang(), Latency(30), Drip(1), Status(503), Status(429)],
+    ids=lambda fault: str(fault).partition("(")[0],
+)
+def test_stopping_during_polls(number: int, fault: Fault | None, tmp_path: Path) -> None:
+    """A signal ends the exporter within a second, with status 0 and without a complaint, whatever Braze does."""
+    with Simulator(api_key=KEY) as braze:
+        if fault is not None:
+            braze.misbehave(fault)
+        file = configure(tmp_path, braze, poll="interval: 1s, timeout: 30s, stale_after: 1m")
+        with running_exporter(file, ready=False) as exporter:
+            eventually(lambda: len(braze.requests) >= (1 if fault == Status(429) else 12), what="requests")
+
+            assert stopped(exporter.program, number) == 0
+
+        assert not re.search("level=error|Traceback|Exception", exporter.program.output())
+
+
+@pytest.mark.server
+@STOPPING
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        "",
+        "GET /metr",
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
+        "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 40,
+    ],
+    ids=["connected", "half a request", "half a body", "kept alive", "answers that nobody reads"],
+)
+def test_stopping_with_an_open_connection(number: int, request_text: str, tmp_path: Path) -> None:
+    """A client that does nothing, or never reads its answers, does not hold the exporter."""
+    with (
+        Simulator(api_key=KEY, campaigns=100) as braze,
+        running_exporter(configure(tmp_path, braze)) as exporter,
+        closing(connect(exporter)) as client,
+    ):
+        client.sendall(request_text.encode())
+        assert exporter.ask("/-/healthy").ok  # after the other was accepted
+
+        assert stopped(exporter.program, number) == 0
+
+    assert not re.search("level=error|Traceback|Exception", exporter.program.output())
+
+
+@pytest.mark.server
+@STOPPING
+def test_stopping_again(number: int, tmp_path: Path) -> None:
+    """Impatience changes nothing: signals that come while the exporter stops leave its status 0."""
+    with Simulator(api_key=KEY, campaigns=1) as braze, running_exporter(configure(tmp_path, braze)) as exporter:
+        process = exporter.program.process
+        process.send_signal(number)
+        exporter.program.logged("stopping")
+
+        while process.poll() is None:
+            process.send_signal(number)
+
+        assert process.returncode == 0
+        assert "Traceback" not in exporter.program.output()
+
+
+@pytest.mark.server
+@STOPPING
+def test_stopping_the_demo(number: int, tmp_path: Path) -> None:
+    """A signal ends the demo within a second with status 0, and nothing of it is left."""
+    with demo(tmp_path) as shown:
+        file = Path(shown.program.logged(r"^ +(/.*config\.yaml)$")[1])
+
+        assert stopped(shown.program, number) == 0
+        assert not file.parent.exists()
+
+
+@pytest.mark.server
+@STOPPING
+def test_stopping_simulate(number: int, tmp_path: Path) -> None:
+    """A signal ends the simulator within a second with status 0, clients or not."""
+    with running((*COMMAND, "simulate", "--web.listen-address=127.0.0.1:0"), log=tmp_path / "log") as program:
+        address = urlsplit(program.logged(r"endpoint: (\S+)\n")[1])
+        with closing(socket.create_connection((str(address.hostname), address.port or 0))):
+            assert stopped(program, number) == 0
+
+
+@pytest.mark.server
+@STOPPING
+def test_stopping_before_the_server_is_up(number: int, tmp_path: Path) -> None:
+    """A signal while the configuration is read ends the exporter with status 0, too."""
+    configure(tmp_path, "http://127.0.0.1:1", names={CAMPAIGN: "One"})
+    os.mkfifo(tmp_path / "fifo.yaml")
+    with running((*COMMAND, f"--config.file={tmp_path / 'fifo.yaml'}"), log=tmp_path / "log") as program:
+        # Opening for writing succeeds once the exporter reads, which it does until this end is closed.
+        descriptor = eventually(lambda: written(tmp_path / "fifo.yaml"), what="a reader of the configuration")
+
+        def ended() -> bool:
+            program.process.send_signal(number)  # again: one that comes just before a system call does not end it
+            return program.process.poll() is not None
+
+        eventually(ended, what="an end", timeout=1)
+    os.close(descriptor)
+
+    assert program.process.returncode == 0
+    assert not program.output()
+
+
+@pytest.mark.server
+def test_hangup(tmp_path: Path) -> None:
+    """SIGHUP, with which others reload, changes nothing and is answered by a warning."""
+    with Simulator(api_key=KEY) as braze, running_exporter(configure(tmp_path, braze)) as exporter:
+        exporter.program.process.send_signal(signal.SIGHUP)
+
+        exporter.program.logged('level=warning msg="the configuration is read at the start only; restart to apply')
+        assert exporter.ready()
+        assert stopped(exporter.program, signal.SIGTERM) == 0
+
+
+@pytest.mark.server
+def test_an_unexpected_exception_ends_the_process(tmp_path: Path) -> None:
+    """A polling thread that ends by what nobody foresaw, here no memory for a thread, ends the exporter, status 1."""
+    with Simulator(api_key=KEY, campaigns=100) as braze:
+        file = configure(tmp_path, braze, poll="interval: 1s, timeout: 20s, stale_after: 1m, concurrency: 100")
+        with running_exporter(file) as exporter:
+            process = exporter.program.process
+            eventually(lambda: len(braze.requests) > 200, what="polls")
+            room = memory(process.pid) + 4 * 2**20  # less than a thread's stack needs
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (room, room))
+            braze.misbehave(Hang())  # each thread waits for its answer, and the next campaign needs one more
+
+            status = process.wait(timeout=20)
+
+    assert status == 1
+    assert 'level=error msg="an unexpected exception ends the process"' in exporter.program.output()
+    assert "Traceback (most recent call last)" in exporter.program.output()
+    assert KEY not in exporter.program.output()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("form", logs.FORMATS)
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [
+        ("debug", "debug info warning error"),
+        ("info", "info warning error"),
+        ("warning", "warning error"),
+        ("error", "error"),
+    ],
+)
+def test_log_flags(level: str, form: str, shown: str, tmp_path: Path) -> None:
+    """The level decides what is logged, and the format how: one line an event."""
+    with Simulator(api_key="another-key") as braze:
+        command = (*COMMAND, f"--config.file={configure(tmp_path, braze)}", "--web.listen-address=127.0.0.1:0")
+        with running((*command, f"--log.level={level}", f"--log.format={form}"), log=tmp_path / "log") as program:
+            program.logged('level(=|": ")error')  # of the key that is refused
+            assert stopped(program, signal.SIGTERM) == 0
+            lines = program.output().splitlines()
+
+    line = re.compile(
+        r"time=\S+ level=(\w+) msg=" if form == "logfmt" else r'\{"time": "[^"]+", "level": "(\w+)", "msg": ".*\}'
+    )
+    levels = [match[1] if (match := line.match(each)) else each for each in lines]
+    assert {*levels} <= {*shown.split()}
+    assert level != "info" or "info" in levels
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Status(401),
+        Status(401, b"the key is " + KEY.encode()),
+        Status(403, b'{"message": "%s may not"}' % KEY.encode()),
+        Status(400, b'{"message": "%s"}' % KEY.upper().encode()),
+        Status(404, b'{"message": "%s"}' % KEY[4:20].encode()),
+        Status(429, headers={"Retry-After": KEY}),
+        Status(302, headers={"Location": f"http://127.0.0.1:1/{KEY}"}),
+        Status(500, KEY.encode()),
+        Status(200, b'{"message": "success", "data": "%s"}' % KEY.encode()),
+        Hang(),
+    ],
+    ids=lambda fault: f"{getattr(fault, 'code', 'hang')}",
+)
+def test_the_key_is_nowhere(fault: Fault, tmp_path: Path) -> None:
+    """Whatever Braze does, even if it repeats the key, no log line, page, metric or process list shows it."""
+    with Simulator(api_key=KEY, campaigns=3) as braze:
+        braze.misbehave(fault)
+        file = configure(tmp_path, braze, poll="interval: 1s, timeout: 1s, stale_after: 1m")
+        with running_exporter(file, "--log.level=debug") as exporter:
+            eventually(lambda: len(braze.requests) >= 2, what="polls")
+            pages = [exporter.ask(path).text for path in ("/metrics", "/", "/-/ready", "/none")]
+            pages.append(exporter.ask(Accept="application/openmetrics-text").text)
+            command = Path(f"/proc/{exporter.program.process.pid}/cmdline").read_text(encoding="utf-8")
+
+    shown = "\n".join([*pages, command, exporter.program.output()]).lower()
+    parts = {KEY[start : start + 8] for start in range(len(KEY) - 7)}
+    assert not [part for part in sorted(parts) if part in shown]
+
+
+@contextmanager
+def demo(folder: Path, *flags: str) -> Iterator[Exporter]:
+    """Run the demo; it has printed where to look when the context starts."""
+    command = (*COMMAND, "demo", "--web.listen-address=127.0.0.1:0", *flags)
+    with running(command, log=folder / "demo.log") as program:
+        yield Exporter(program, program.logged(r"^ +overview +(http://127\.0\.0\.1:\d+)/$")[1])
+
+
+def stopped(program: Program, number: int) -> int:
+    """Send a signal, and return the exit status; more than a second is too long."""
+    program.process.send_signal(number)
+    return program.process.wait(timeout=1)
+
+
+def flags(text: str) -> set[str]:
+    """Return the flags that a help text names at the beginning of a line."""
+    return set(re.findall(r"^  (--[a-z.-]+)", text, re.MULTILINE))
+
+
+def campaigns(samples: dict[str, str]) -> set[str]:
+    """Return the ids of the campaigns that samples are of."""
+    return {match[1] for series in samples if (match := re.search('campaign_id="([^"]*)"', series))}
+
+
+def connect(exporter: Exporter) -> socket.socket:
+    """Connect to the exporter with room for hardly anything that it sends."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    address = urlsplit(exporter.url)
+    client.connect((str(address.hostname), address.port or 0))
+    return client
+
+
+def memory(process: int) -> int:
+    """Return the size of a process's address space in bytes."""
+    return int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+
+
+def has_ipv6() -> bool:
+    """Tell whether this machine has a loopback address of IPv6."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+def written(fifo: Path) -> int:
+    """Open a named pipe for writing and return the descriptor; 0 while nobody reads it."""
+    try:
+        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return 0
