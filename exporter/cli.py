@@ -61,6 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on an address; without a host on all of IPv6 and IPv4, on IPv4 alone where there is no IPv6.
+
+    What is written to its connections leaves at once. asyncio sees to that only where a socket names its protocol, and
+    these do not: a small answer on a kept connection would wait 40 ms for the other side's acknowledgement.
+    """
+    try:
+        listener = _listen_on(host, port) if host else _listen_everywhere(port)
+    except OSError as error:
+        raise _cannot_listen((host, port), error) from None
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
 class _FailedError(Exception):
     """What keeps the command from its work, in words for a person."""
 
@@ -184,7 +198,7 @@ def _run(
     """Poll and serve until a signal, or until an exception that nobody expected."""
     with contextlib.ExitStack() as stack:
         addresses = flags.listen_addresses or [flags.default_listen_address]
-        sockets = [stack.enter_context(_listen(*address)) for address in addresses]
+        sockets = [stack.enter_context(listen(*address)) for address in addresses]
         process = _Process(loaded)
         logs.configure(level=flags.log_level, form=flags.log_format, stream=sys.stderr, secrets=lambda: process.secrets)
         for remark in remarks:
@@ -280,15 +294,9 @@ def _server_settings(application: Starlette) -> uvicorn.Config:
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Listen on an address; without a host on all of IPv6 and IPv4, on IPv4 alone where there is no IPv6."""
-    try:
-        if host:
-            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-        return _listen_everywhere(port)
-    except OSError as error:
-        raise _cannot_listen((host, port), error) from None
+def _listen_on(host: str, port: int) -> socket.socket:
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
 
 
 def _listen_everywhere(port: int) -> socket.socket:

@@ -42,6 +42,12 @@ def promtool() -> Path:
     return _require("promtool")
 
 
+@pytest.fixture(scope="session")
+def openssl() -> Path:
+    """The path of openssl."""
+    return _require("openssl")
+
+
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[Callable[[str], Prometheus]]:
     """Start a Prometheus with the given configuration (YAML); it is stopped when the test ends."""

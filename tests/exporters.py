@@ -46,7 +46,7 @@ class Exporter:
 
     def samples(self, prefix: str = "braze_") -> dict[str, str]:
         """Return the values of all series with that prefix, by the series as text."""
-        lines = (line.rpartition(" ") for line in self.ask().text.splitlines())
+        lines = (line.rpartition(" ") for line in self.ask().text.split("\n"))
         return {series: value for series, _, value in lines if series.startswith(prefix)}
 
     def ready(self) -> bool:

@@ -231,6 +231,17 @@ def test_all_addresses(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
+def test_answers_leave_at_once() -> None:
+    """An accepted connection does not collect small answers for the other side's acknowledgement."""
+    with (
+        closing(cli.listen("127.0.0.1", 0)) as listener,
+        closing(socket.create_connection(listener.getsockname())),
+        closing(listener.accept()[0]) as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.server
 def test_several_addresses(tmp_path: Path) -> None:
     """The flag may be repeated, and each address answers."""
     file = configure(tmp_path, "http://127.0.0.1:1", names={CAMPAIGN: "One"})

@@ -35,7 +35,7 @@ from exporter.transport import (
     _resolve,
     _Watch,
 )
-from tests.servers import ROOT, eventually, find_program
+from tests.servers import ROOT, eventually
 
 pytestmark = pytest.mark.server
 
@@ -717,11 +717,8 @@ def raw() -> Iterator[Callable[[Serve], RawServer]]:
 
 
 @pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def certificate(openssl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a certificate for 127.0.0.1 that signs itself; one file holds it and its key."""
-    openssl = find_program("openssl")
-    if openssl is None:
-        pytest.skip("program not installed: openssl")
     folder = tmp_path_factory.mktemp("certificate")
     command: list[str | Path] = [
         openssl,

@@ -78,14 +78,14 @@ def test_every_sample_arrives(form: str, exporter: Exporter, prometheus: Start) 
         page = exporter.ask(Accept="application/openmetrics-text").content.decode()
 
         expected = {
-            (sample.name, frozenset(sample.labels.items())): sample.value
+            series(sample.name, sample.labels): sample.value
             for family in parse_openmetrics(page)  # type: ignore[no-untyped-call]
             for sample in family.samples
             if sample.name.startswith("braze_")
         }
         assert len(expected) > 1000
         assert arrived == expected
-        count = sum(not line.startswith("#") for line in page.splitlines())
+        count = sum(not line.startswith("#") for line in page.rstrip("\n").split("\n"))
         assert {value for _, value in server.query("scrape_samples_scraped")} == {count}
         assert {value for _, value in server.query("scrape_samples_post_metric_relabeling")} == {count}
         (active,) = targets(server)
@@ -173,8 +173,8 @@ def targets(server: Prometheus) -> list[dict[str, object]]:
 
 
 def series(name: str, labels: dict[str, str]) -> Series:
-    """Return the series of a name and labels."""
-    return name, frozenset(labels.items())
+    """Return the series of a name and labels; to Prometheus an empty label is none."""
+    return name, frozenset((label, value) for label, value in labels.items() if value)
 
 
 @contextmanager
