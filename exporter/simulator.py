@@ -454,7 +454,7 @@ def _outcome(
     by_send_time, by_midnight = _conversions(campaign, variation, day, (age, min(age, 24.0)))
     previous = day - timedelta(days=1), (age_of_previous, min(age_of_previous, 24.0))
     late, early = _conversions(campaign, variation, *previous)
-    on_the_day = [own + more - less for own, more, less in zip(by_midnight, late, early, strict=True)]
+    on_the_day = [own + max(0, more - less) for own, more, less in zip(by_midnight, late, early, strict=True)]
     outcome = {"revenue": round(on_the_day[0] * campaign.order_value, 2)}
     for event in range(1 if campaign.multivariate else 4):
         outcome[f"conversions{event or ''}"] = on_the_day[event]
@@ -532,7 +532,7 @@ def _answered(rhythm: Rhythm, age: float, delay: float) -> float:
             break
         over = max(0.0, since - 1)
         share += sent * (since - over - delay * (math.exp(-over / delay) - math.exp(-since / delay)))
-    return share
+    return max(0.0, share)  # microseconds after midnight rounding would make it negative
 
 
 def _last_sent(campaign: CampaignModel, now: float, zone: tzinfo) -> str | None:
