@@ -13,6 +13,7 @@ import difflib
 import functools
 import ipaddress
 import math
+import os
 import re
 import typing
 import zoneinfo
@@ -504,12 +505,17 @@ def _mappings(location: Location, value: object) -> dict[Location, Mapping[str, 
 def _key_from_file(path: Path) -> str:
     what = "a file with an API key"
     try:
-        with path.open("rb") as file:
-            content = file.read(_LONGEST_KEY + 1)
+        with open(path, "rb", opener=_without_waiting) as file:
+            content = file.read(_LONGEST_KEY + 1) or b""
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = error.strerror if isinstance(error, OSError) else None
         raise _expected(what, f"one that cannot be read ({reason or 'not a path'})") from None
     return _checked_key(content.decode("latin-1"), what)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a named pipe that nobody writes to is empty instead of holding up every poll."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _key_from_variable(variable: str, environ: Mapping[str, str]) -> str:

@@ -1,5 +1,6 @@
 """Tests of exporter.config: `data/config/*.bad.yaml` hold the messages they lead to, `*.good.yaml` the warnings."""
 
+import os
 import re
 import traceback
 from collections.abc import Mapping
@@ -313,3 +314,11 @@ def test_secrets_are_never_shown(tmp_path_factory: pytest.TempPathFactory, text:
     assert caught.value.problems
     assert MARKER not in "".join(traceback.format_exception(caught.value)) + repr(caught.value)
     assert caught.value.__context__ is None
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """A key file that is a named pipe without a writer counts as empty, and holds nothing up."""
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(ConfigError, match="an empty one"):
+        config.read_api_key(workspace(api_key_file=tmp_path / "pipe"), {})
