@@ -196,12 +196,12 @@ def test_a_failing_campaign_keeps_its_numbers_until_they_are_stale(
             state = states[campaign_id]
             asked = [request for request in braze.requests if request.campaign_id == campaign_id]
             failures = sum(state.failures.values())
-            good = sum(request.time < begins[name] for request in asked)  # the last of them may have met the fault
+            before = sum(request.time < begins[name] for request in asked)  # the last of them may have met the fault
 
             assert f'braze_campaign_up{{campaign_id="{campaign_id}"' in text
             assert state.up is False
             assert state.last_success is not None
-            assert good - 1 <= state.polls - failures <= good
+            assert before - 1 <= state.polls - failures <= before
             if FAULTS[name][1] not in {"server_error", "connection"}:  # these are retried
                 assert 0 <= len(asked) - state.polls <= 1, "one failure for each request, but for one still under way"
         assert KEY not in text
