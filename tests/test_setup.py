@@ -115,9 +115,10 @@ def test_programs_that_cannot_be_had_stop_nothing(checkout: Path) -> None:
 def test_programs_that_are_there_are_not_fetched_again(checkout: Path) -> None:
     """What has been unpacked once is left alone: apt-get is not even asked."""
     write_program(checkout / "bin/apt-get", "exit 100")
-    unpacked = checkout / ".cache/debian/prometheus.unpacked"
-    unpacked.parent.mkdir(parents=True)
-    unpacked.touch()
+    unpacked = checkout / ".cache/debian"
+    unpacked.mkdir(parents=True)
+    for package in ("prometheus", "prometheus-alertmanager"):
+        (unpacked / f"{package}.unpacked").touch()
 
     result = run("make", "programs", folder=checkout)
 

@@ -3,7 +3,7 @@
 # Needs no root: apt works on lists and folders of its own. Where a package cannot be had, it says so and
 # succeeds, and the tests that need the program are skipped.
 set -eu
-packages="prometheus"
+packages="prometheus prometheus-alertmanager"
 
 cd "$(dirname "$0")/.."
 root=$PWD/.cache/debian
