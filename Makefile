@@ -6,7 +6,7 @@ PYTHON ?= python3
 VERSIONS := 3.11 3.12 3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit servers programs check format-check lint types format bench lock upgrade clean
+.PHONY: help demo test unit servers programs dashboards preview check format-check lint types format bench lock upgrade clean
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -28,6 +28,13 @@ servers: .venv/.dev programs ## run the tests with servers, one at a time: some 
 
 programs: ## fetch the programs that the tests with servers use
 	sh tools/programs.sh
+
+dashboards: .venv/.dev ## write the Grafana dashboards again after a change of grafana/source
+	.venv/bin/python -W ignore -m grafana.source.generate
+
+preview: .venv/.dev programs ## draw the dashboards into docs/pictures; needs npm and Chromium
+	npm ci --prefix grafana/preview --no-audit --no-fund --loglevel=error
+	.venv/bin/python -W ignore -m grafana.preview.preview
 
 check: format-check lint types test ## run everything that CI runs
 

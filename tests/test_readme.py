@@ -84,7 +84,7 @@ def test_links(name: str) -> None:
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     anchors = {f"#{re.sub('[^a-z0-9 -]', '', heading.lower()).replace(' ', '-')}" for heading in headings}
 
-    assert {link for link in links - anchors if not (ROOT / link).is_file()} == set()
+    assert {link for link in links - anchors if not (ROOT / link).exists()} == set()
 
 
 def test_configuration_example(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""Draw the dashboards into docs/pictures: a month of history, a Prometheus that answers from it, Grafana's panels."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from grafana.preview.history import EXPERIMENT, NOW, ZONE, samples
+from tests.history import comparison_rules
+from tests.servers import ROOT, Prometheus, find_program, running_prometheus
+
+PICTURES = ROOT / "docs/pictures"
+_DRAW = Path(__file__).with_name("draw.mjs")
+_CHOICES = {
+    "braze-overview": {},
+    "braze-campaign": {
+        "var-workspace": "europe",
+        "var-campaign": EXPERIMENT.id,
+        "text-campaign": EXPERIMENT.name,
+    },
+    "braze-deliverability": {},
+    "braze-exporter": {},
+}
+
+
+def main() -> None:
+    """Make the history, serve it, draw every dashboard and stop what was started."""
+    promtool, prometheus, chromium = (_program(name) for name in ("promtool", "prometheus", "chromium"))
+    with tempfile.TemporaryDirectory(prefix="preview-") as name:
+        folder = Path(name)
+        _make_blocks(promtool, samples(), folder)
+        # What the rules would have recorded stands on the history: asked of it first, then added.
+        with running_prometheus(prometheus, "global: {}", folder) as server:
+            recorded = list(_recorded(server))
+        _make_blocks(promtool, recorded, folder)
+        with running_prometheus(prometheus, "global: {}", folder) as server:
+            _draw(chromium, server)
+
+
+def _program(name: str) -> Path:
+    program = find_program(name)
+    if program is None:
+        sys.exit(f"expected the program {name} on PATH or among the programs of `make programs`")
+    return program
+
+
+def _make_blocks(promtool: Path, lines: Iterable[str], folder: Path) -> None:
+    """Add samples to the data of a Prometheus that does not run."""
+    file = folder / "samples.om"
+    with file.open("w", encoding="utf-8") as output:
+        output.writelines(lines)
+        output.write("# EOF\n")
+    command: list[str | Path] = [promtool, "tsdb", "create-blocks-from", "--max-block-duration=1500h", "openmetrics"]
+    subprocess.run([*command, file, folder / "data"], check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - found above
+
+
+def _recorded(prometheus: Prometheus) -> Iterator[str]:
+    """Yield the series that the comparison of variations has recorded by the end of the history."""
+    rules = comparison_rules()
+
+    def expanded(expression: str) -> str:
+        return re.sub(r"\w+:\w+:\w+", lambda match: f"({expanded(rules[match[0]])})", expression)
+
+    time = f"{NOW.timestamp():.0f}"
+    for name, expression in rules.items():
+        # The one value at the end of the history, which is long ago.
+        for labels, value in prometheus.query(f"last_over_time(({expanded(expression)})[1ms:1s] @ {time})"):
+            pairs = ",".join(f"{label}={json.dumps(text, ensure_ascii=False)}" for label, text in labels.items())
+            yield f"{name}{{{pairs}}} {value} {time}\n"
+
+
+def _draw(chromium: Path, prometheus: Prometheus) -> None:
+    node = shutil.which("node")
+    if node is None:
+        sys.exit("expected the program node on PATH")
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    shared = {"prometheus": prometheus.url, "now": f"{NOW.timestamp():.0f}", "zone": ZONE}
+    pictures = [
+        json.dumps({"name": uid, "address": {"dashboard": uid, **shared, **choice}}) for uid, choice in _CHOICES.items()
+    ]
+    subprocess.run([node, _DRAW, chromium, PICTURES, *pictures], check=True)  # noqa: S603 - a program of ours
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""Deliverability: do messages arrive, and does anybody complain? Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from grafana.source.dashboards import (
+    Row,
+    campaign_link,
+    campaign_variable,
+    make_dashboard,
+    workspace_variable,
+    zone_variable,
+)
+from grafana.source.panels import Column, Look, Panel, Query, bar_gauge, stat_panel, table_panel, time_series
+from grafana.source.promql import CAMPAIGN, EMAIL, PUSH, SMS, WEBHOOK, WHATSAPP, Selection, highest, ratio, total
+
+if TYPE_CHECKING:
+    from grafana_foundation_sdk.models import dashboard
+
+CHOSEN = Selection()
+YESTERDAY = CHOSEN.yesterday
+WORKSPACE = ("workspace",)
+
+# Shares from which a number is worth a look, and from which it is a problem.
+BOUNCES = ((0.02, "orange"), (0.05, "red"))
+SPAM = ((0.001, "orange"), (0.003, "red"))  # what Gmail and Yahoo ask of bulk senders
+UNSUBSCRIBES = ((0.005, "orange"),)
+SMS_FAILURES = ((0.07, "orange"), (0.1, "red"))
+OPT_OUTS = ((0.01, "orange"), (0.03, "red"))
+WHATSAPP_FAILURES = ((0.05, "orange"), (0.1, "red"))
+PUSH_BOUNCES = ((0.05, "orange"), (0.1, "red"))
+WEBHOOK_ERRORS = ((0.05, "orange"), (0.2, "red"))
+
+
+def deliverability() -> dashboard.Dashboard:
+    """Return the dashboard."""
+    return make_dashboard(
+        "braze-deliverability",
+        "Braze / Deliverability",
+        "Do messages arrive, and does anybody complain? Rates are of complete days where nothing else is said.",
+        variables=(workspace_variable(), campaign_variable(), zone_variable()),
+        rows=(
+            Row("Email, in days of ${zone:csv}", (*_email_now(), *_email_by_day(), _bouncing_now())),
+            Row("SMS and WhatsApp", _text_messages()),
+            Row("Push and webhooks", _push_and_webhooks()),
+        ),
+        since="now-30d",
+        marks_day_change=(
+            "Emails bouncing now",
+            "Webhook error rate, last hour",
+            "Webhook errors per hour",
+        ),
+    )
+
+
+def _email_now() -> tuple[dashboard.Panel, ...]:
+    reports, sends = YESTERDAY("reported_spam", EMAIL), YESTERDAY("sent", EMAIL)
+    return (
+        stat_panel(
+            Panel(
+                "Bounce rate yesterday",
+                "Bounces / sends of emails. Soft bounces are not in Braze's campaign analytics. Blank below 100 sends.",
+                "Under 100 emails yesterday.",
+                unit="percentunit",
+                decimals=2,
+                steps=BOUNCES,
+                width=8,
+            ),
+            Query("bounces", ratio(total(YESTERDAY("bounces", EMAIL)), total(sends), least=100)),
+        ),
+        stat_panel(
+            Panel(
+                "Spam rate, 7 days",
+                "Spam reports / sends of seven complete days, for each workspace. Only providers with a feedback loop "
+                "report, and Gmail does not: keep Google Postmaster Tools beside it. Blank below 1,000 sends.",
+                "Under 1,000 emails in seven complete days.",
+                unit="percentunit",
+                decimals=3,
+                steps=SPAM,
+                width=8,
+            ),
+            Query(
+                "{{workspace}}",
+                ratio(CHOSEN.week_of_days(WORKSPACE, reports), CHOSEN.week_of_days(WORKSPACE, sends), least=1000),
+            ),
+        ),
+        stat_panel(
+            Panel(
+                "Unsubscribe rate yesterday",
+                "Unsubscribes / deliveries of emails. Blank below 100 deliveries.",
+                "Under 100 emails delivered yesterday.",
+                unit="percentunit",
+                decimals=2,
+                steps=UNSUBSCRIBES,
+                width=8,
+            ),
+            Query("unsubscribes", _yesterday_rate("unsubscribes", "delivered", EMAIL, ())),
+        ),
+        bar_gauge(
+            Panel(
+                "Bounce rate by campaign, yesterday",
+                "Bounces / sends of emails, the ten worst campaigns of those with at least 100 sends.",
+                "No campaign sent 100 emails yesterday.",
+                unit="percentunit",
+                decimals=2,
+                steps=BOUNCES,
+                least=0,
+            ),
+            Query("{{campaign_name}}", _worst("bounces", EMAIL)),
+        ),
+        table_panel(
+            Panel(
+                "Spam reports by campaign, 7 days",
+                "Campaigns with at least five reports in seven complete days, and reports / sends where there were "
+                "1,000 sends.",
+                "No campaign had five spam reports.",
+            ),
+            Column("Reports", CHOSEN.named(f"{CHOSEN.week_of_days(CAMPAIGN, reports)} >= 5")),
+            Column(
+                "Rate",
+                CHOSEN.named(
+                    f"{ratio(CHOSEN.week_of_days(CAMPAIGN, reports), CHOSEN.week_of_days(CAMPAIGN, sends), least=1000)}"
+                    f"\nand {CHOSEN.week_of_days(CAMPAIGN, reports)} >= 5"
+                ),
+                unit="percentunit",
+                decimals=3,
+                steps=SPAM,
+            ),
+            labels={"campaign_name": "Campaign", "workspace": "Workspace"},
+            hidden=("campaign_id",),
+            links=(campaign_link(event=False),),
+            sort="Reports",
+        ),
+    )
+
+
+def _email_by_day() -> tuple[dashboard.Panel, ...]:
+    entries = (
+        ("Bounce rate by day", "bounces", "sent", "Bounces / sends", BOUNCES),
+        ("Spam rate by day", "reported_spam", "sent", "Spam reports / sends", SPAM),
+        ("Unsubscribe rate by day", "unsubscribes", "delivered", "Unsubscribes / deliveries", UNSUBSCRIBES),
+    )
+    return tuple(
+        time_series(
+            Panel(
+                title,
+                f"{words} of emails, for each complete day and workspace. Blank below 1,000: reports and "
+                "unsubscribes also come on days without sends.",
+                "No complete day with 1,000 emails yet.",
+                unit="percentunit",
+                decimals=3 if steps is SPAM else 2,
+                steps=steps,
+                interval="1d",
+                least=0,
+                width=8,
+            ),
+            Query(
+                "{{workspace}}",
+                CHOSEN.daily_ratio(WORKSPACE, YESTERDAY(one, EMAIL), YESTERDAY(other, EMAIL), least=1000),
+            ),
+            look=Look("points and lines", threshold_lines=True),
+        )
+        for title, one, other, words, steps in entries
+    )
+
+
+def _bouncing_now() -> dashboard.Panel:
+    return time_series(
+        Panel(
+            "Emails bouncing now",
+            "Bounces of the last hour / sends of the last hour, within the running day. Blank below 100 sends.",
+            "No campaign sent 100 emails within an hour.",
+            unit="percentunit",
+            decimals=2,
+            steps=BOUNCES,
+            span="24h",
+            least=0,
+            width=24,
+        ),
+        Query("{{campaign_name}}", CHOSEN.named(CHOSEN.last_hour_ratio(CAMPAIGN, "bounces", "sent", EMAIL, 100))),
+        look=Look("points and lines", threshold_lines=True),
+    )
+
+
+def _text_messages() -> tuple[dashboard.Panel, ...]:
+    failures = f"({YESTERDAY('rejected', SMS)}\n+ {YESTERDAY('delivery_failed', SMS)})"
+    return (
+        time_series(
+            Panel(
+                "SMS failure rate by day",
+                "(Rejections + delivery failures) / sends, for each complete day and workspace. Blank below 100 sends.",
+                "No complete day with 100 text messages yet.",
+                unit="percentunit",
+                decimals=2,
+                steps=SMS_FAILURES,
+                interval="1d",
+                least=0,
+                width=8,
+            ),
+            Query("{{workspace}}", CHOSEN.daily_ratio(WORKSPACE, failures, YESTERDAY("sent", SMS), least=100)),
+            look=Look("points and lines", threshold_lines=True),
+        ),
+        bar_gauge(
+            Panel(
+                "SMS opt-out rate yesterday",
+                "Opt-outs / sends, the ten worst campaigns of those with at least 100 sends.",
+                "No campaign sent 100 text messages yesterday.",
+                unit="percentunit",
+                decimals=2,
+                steps=OPT_OUTS,
+                least=0,
+                width=8,
+            ),
+            Query("{{campaign_name}}", _worst("opt_out", SMS)),
+        ),
+        bar_gauge(
+            Panel(
+                "WhatsApp failure rate yesterday",
+                "Failures / sends, the ten worst campaigns of those with at least 100 sends.",
+                "No campaign sent 100 WhatsApp messages yesterday.",
+                unit="percentunit",
+                decimals=2,
+                steps=WHATSAPP_FAILURES,
+                least=0,
+                width=8,
+            ),
+            Query("{{campaign_name}}", _worst("failed", WHATSAPP)),
+        ),
+    )
+
+
+def _push_and_webhooks() -> tuple[dashboard.Panel, ...]:
+    return (
+        bar_gauge(
+            Panel(
+                "Push bounce rate yesterday",
+                "Bounces / sends for each kind of push. The first send after a long pause finds many uninstalled "
+                "apps. Blank below 100 sends.",
+                "No 100 push notifications of a kind yesterday.",
+                unit="percentunit",
+                decimals=2,
+                steps=PUSH_BOUNCES,
+                least=0,
+                width=8,
+            ),
+            Query("{{channel}}", _yesterday_rate("bounces", "sent", PUSH, ("channel",))),
+        ),
+        time_series(
+            Panel(
+                "Webhook error rate, last hour",
+                "Errors / sends of the last hour, within the running day. Braze itself warns only above 100,000 errors "
+                "a day. Blank below 100 sends.",
+                "No campaign called 100 webhooks within an hour.",
+                unit="percentunit",
+                decimals=1,
+                steps=WEBHOOK_ERRORS,
+                span="24h",
+                least=0,
+                width=8,
+            ),
+            Query("{{campaign_name}}", CHOSEN.named(CHOSEN.last_hour_ratio(CAMPAIGN, "errors", "sent", WEBHOOK, 100))),
+            look=Look("points and lines", threshold_lines=True),
+        ),
+        time_series(
+            Panel(
+                "Webhook errors per hour",
+                "Errors in the hour before each point, exact across midnight.",
+                "No campaign calls webhooks.",
+                interval="1h",
+                span="3d",
+                least=0,
+                width=8,
+            ),
+            Query("{{campaign_name}}", CHOSEN.named(CHOSEN.hourly(CAMPAIGN, "errors", WEBHOOK))),
+            look=Look("bars", stacked=True),
+        ),
+    )
+
+
+def _yesterday_rate(numerator: str, denominator: str, matcher: str, by: tuple[str, ...]) -> str:
+    return ratio(total(YESTERDAY(numerator, matcher), by), total(YESTERDAY(denominator, matcher), by), least=100)
+
+
+def _worst(numerator: str, matcher: str) -> str:
+    return highest(10, CHOSEN.named(_yesterday_rate(numerator, "sent", matcher, CAMPAIGN)))

@@ -1,0 +1,189 @@
+"""PromQL over gauges of days: what each panel asks, right over midnight, restarts, renames and replicas. Pure.
+
+Every expression stands on `max by (ids)` of the raw series, so that a second replica or a new pod changes no sum. The
+ids do not include the campaign's name, which two replicas may know differently for a while; `named` adds it at the end.
+No range function reads a raw series: `instance` and `pod` change with a restart and would split it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CAMPAIGN = ("workspace", "campaign_id")
+VARIATION = (*CAMPAIGN, "channel", "variation_id", "variation_name")
+
+EMAIL = 'channel="email"'
+PUSH = 'channel=~".+push.*"'
+SMS = 'channel="sms"'
+WHATSAPP = 'channel="whats_app"'
+WEBHOOK = 'channel="webhook"'
+IN_APP = 'channel=~".*in_app_message"'
+CONTENT_CARDS = 'channel="content_cards"'
+EVENT = 'conversion_event="$event"'
+
+_ON_CAMPAIGN = "on (workspace, campaign_id)"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The series that a dashboard's variables choose; `variations` is matched beside the workspace and the campaign.
+
+    In all methods `matchers` are further label matchers, and one on the channel replaces the choice of the dashboard;
+    `offset` is a duration.
+    """
+
+    variations: tuple[str, ...] = ()
+
+    @property
+    def campaigns(self) -> str:
+        """Label matchers of the chosen campaigns."""
+        return 'workspace=~"$workspace",campaign_id=~"$campaign"'
+
+    def message(self, statistic: str, *matchers: str, offset: str = "") -> str:
+        """One value for each variation on the running day, however many replicas there are."""
+        return self._of_variations(f"braze_message_{statistic}", matchers, offset)
+
+    def yesterday(self, statistic: str, *matchers: str, offset: str = "") -> str:
+        """Return the same for the previous, complete day."""
+        return self._of_variations(f"braze_previous_day_message_{statistic}", matchers, offset)
+
+    def campaign_yesterday(self, statistic: str, *matchers: str) -> str:
+        """One value for each campaign: its own totals of the previous day."""
+        selector = ",".join((self.campaigns, *matchers))
+        return f"max by (workspace, campaign_id) (braze_previous_day_campaign_{statistic}{{{selector}}})"
+
+    def volume(self, *, offset: str = "") -> str:
+        """Messages of each variation on the running day: sends, or impressions where there are no sends."""
+        return f"({self.message('sent', offset=offset)}\nor {self.message('impressions', offset=offset)})"
+
+    def volume_yesterday(self, *, offset: str = "") -> str:
+        """Return the same for the previous, complete day."""
+        return f"({self.yesterday('sent', offset=offset)}\nor {self.yesterday('impressions', offset=offset)})"
+
+    def recorded(self, name: str, *matchers: str) -> str:
+        """A series of the chosen variations that is recorded less often than Prometheus looks back."""
+        series = f"{name}{{{','.join((self.campaigns, *self.variations, *matchers))}}}"
+        return f"max by ({', '.join(VARIATION)}) (last_over_time({series}[1h]))"
+
+    def day(self, *, offset: str = "") -> str:
+        """Start of each campaign's running day."""
+        return f"max by (workspace, campaign_id) ({self._day_series(offset=offset)})"
+
+    def today(self, expression: str) -> str:
+        """Keep campaigns that are on their workspace's newest day, as not all are in the minutes after midnight."""
+        newest = f"max by (workspace) ({self._day_series()})"
+        return f"{expression}\nand {_ON_CAMPAIGN} ({self.day()} == on (workspace) group_left () {newest})"
+
+    def of_last_day(self, expression: str, *, offset: str = "") -> str:
+        """Keep campaigns on the day that they show at the end of the time range; both are looked at with the offset.
+
+        So a line of today does not begin with yesterday's total, which is shown until the first poll after midnight.
+        """
+        last = f"max by (workspace, campaign_id) ({self._day_series(' @ end()', offset)})"
+        return f"{expression}\nand {_ON_CAMPAIGN} ({self.day(offset=offset)} == {last})"
+
+    def unbroken(self, expression: str, span: str) -> str:
+        """Keep campaigns whose day has not changed within the span."""
+        return f"{expression}\nand {_ON_CAMPAIGN} ({self.day()} == {self.day(offset=span)})"
+
+    def settled(self, expression: str) -> str:
+        """Keep the one full hour of each day in which the workspace's day is six to seven hours old."""
+        return f"{expression}\nand {_ON_CAMPAIGN} (time() - {self.day()} >= 21600 < 25200)"
+
+    def hourly(self, by: tuple[str, ...], statistic: str, *matchers: str) -> str:
+        """Increase of a message statistic over an hour, for a step of an hour.
+
+        In the hour of the day change it is what yesterday still gained and what today has, so nothing is lost.
+        """
+        now, before = self.message(statistic, *matchers), self.message(statistic, *matchers, offset="1h")
+        final = self.yesterday(statistic, *matchers)
+        within = self.unbroken(f"({now}\n- {before})", "1h")
+        across = f"({now}\n+ {final}\n- {before})\nand {_ON_CAMPAIGN} ({self.day()} != {self.day(offset='1h')})"
+        either = f"({within})\nor ({across})"
+        return f"clamp_min({total(either, by)}, 0)"
+
+    def last_hour_ratio(self, by: tuple[str, ...], numerator: str, denominator: str, matcher: str, least: int) -> str:
+        """Ratio of two statistics' increases over the last hour, where both lie within one day."""
+        parts = [
+            total(
+                self.unbroken(f"({self.message(one, matcher)}\n- {self.message(one, matcher, offset='1h')})", "1h"), by
+            )
+            for one in (numerator, denominator)
+        ]
+        return ratio(*parts, least=least)
+
+    def daily(self, by: tuple[str, ...], expression: str) -> str:
+        """One value for each complete day at the midnight it began, for a step of a day.
+
+        It is the previous-day gauge as it was on the next day six hours after the workspace's midnight: exact for
+        dashboards up to twelve hours of time zone away. 23h59m holds 24 points in Prometheus 2 and in 3.
+        """
+        return f"sum_over_time(({total(self.settled(expression), by)})[23h59m:1h] offset -42h)"
+
+    def daily_ratio(self, by: tuple[str, ...], numerator: str, denominator: str, *, least: int) -> str:
+        """Ratio of two expressions for each complete day."""
+        return ratio(self.daily(by, numerator), self.daily(by, denominator), least=least)
+
+    def week_of_days(self, by: tuple[str, ...], expression: str) -> str:
+        """Sum of the previous-day gauge over seven complete days."""
+        return total(f"sum_over_time(({self.settled(expression)})[7d:1h])", by)
+
+    def four_weeks(self) -> str:
+        """Volume of each campaign at this time of the same weekday in the last four weeks, with the label `week`."""
+        weeks = [
+            f'label_replace({total(self.weeks_ago(week), CAMPAIGN)}, "week", "{week}", "", "")' for week in range(1, 5)
+        ]
+        return "\nor ".join(weeks)
+
+    def weeks_ago(self, weeks: int) -> str:
+        """Volume at this time so many weeks ago, on the same weekday as at the end of the time range."""
+        offset = f"{7 * weeks}d"
+        return self.of_last_day(self.volume(offset=offset), offset=offset)
+
+    def named(self, expression: str) -> str:
+        """Add the campaign's present name to an expression by workspace and campaign, and perhaps others."""
+        names = (
+            "topk by (workspace, campaign_id) (1,"
+            f" group by (workspace, campaign_id, campaign_name) (braze_campaign_up{{{self.campaigns}}}))"
+        )
+        return f"({expression})\n* {_ON_CAMPAIGN} group_left (campaign_name) {names}"
+
+    def _of_variations(self, metric: str, matchers: tuple[str, ...], offset: str) -> str:
+        chosen = self.variations
+        if any(matcher.startswith("channel") for matcher in matchers):
+            chosen = tuple(matcher for matcher in chosen if not matcher.startswith("channel"))
+        series = f"{metric}{{{','.join((self.campaigns, *chosen, *matchers))}}}{_offset(offset)}"
+        return f"max by ({', '.join(VARIATION)}) ({series})"
+
+    def _day_series(self, at: str = "", offset: str = "") -> str:
+        return f"braze_campaign_day_timestamp_seconds{{{self.campaigns}}}{at}{_offset(offset)}"
+
+
+def total(expression: str, by: tuple[str, ...] = ()) -> str:
+    """Sum of an expression, by labels if there are any."""
+    return f"sum by ({', '.join(by)}) ({expression})" if by else f"sum({expression})"
+
+
+def ratio(numerator: str, denominator: str, *, least: int) -> str:
+    """Ratio that is absent below the least denominator: a rate of a handful tells nothing."""
+    return f"{numerator}\n/ ({denominator} >= {least})"
+
+
+def highest(count: int, expression: str) -> str:
+    """Return so many of the largest values."""
+    return f"topk({count}, {expression})"
+
+
+def lowest(count: int, expression: str) -> str:
+    """Return so many of the smallest values."""
+    return f"bottomk({count}, {expression})"
+
+
+def wilson(successes: str, trials: str, sign: str) -> str:
+    """Return the lower (sign -) or upper (+) end of the 95 % interval of a share, by Wilson's formula."""
+    spread = f"1.96 * sqrt({successes} * (1 - {successes} / {trials}) + 0.96)"
+    return f"({successes} + 1.92 {sign} {spread})\n/ ({trials} + 3.84)"
+
+
+def _offset(duration: str) -> str:
+    return f" offset {duration}" if duration else ""

@@ -1,0 +1,160 @@
+"""Weeks of what the exporter would have shown of the simulated world, in a Prometheus that answers at once."""
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import yaml
+
+from exporter.braze import ApiStatistics, Reason
+from exporter.exposition import render
+from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
+from exporter.model import parse_data_series
+from exporter.poller import CampaignState, WorkspaceState
+from exporter.simulator import CampaignModel, campaign_models, data_series
+from tests.servers import ROOT, Prometheus, running_prometheus
+
+NOW = datetime(2025, 11, 8, 15, tzinfo=UTC)
+"""When the history ends. From the first day to here no boundary of Prometheus' largest block is crossed."""
+
+FIRST = datetime(2025, 10, 9, tzinfo=UTC)
+ZONES = {"europe": "Europe/Berlin", "america": "America/New_York"}  # both changed their clocks within the history
+CAMPAIGNS: Mapping[str, tuple[CampaignModel, ...]] = {
+    "europe": campaign_models(12),
+    "america": campaign_models(3, seed=2),
+}
+
+# The first pod was replaced here, and since then there are two replicas.
+_REPLACED = NOW - timedelta(days=2, hours=3)
+# One of them has not heard yet that a campaign has a new name.
+_BEHIND = "c:10105"
+_RENAMED = ('campaign_name="Anniversary"', 'campaign_name="Birthday"')
+_HOURLY = timedelta(days=4)
+_FOREIGN = """\
+process_resident_memory_bytes 6e7
+process_cpu_seconds_total 10
+process_start_time_seconds 1759968000
+scrape_duration_seconds 0.01
+scrape_samples_scraped 2000
+"""
+_ALERT = (
+    'alertname="BrazeEmailBounces",severity="warning",workspace="europe",campaign_id="1",campaign_name="Welcome e-mail"'
+)
+_ALERTS = f"""\
+ALERTS{{{_ALERT},alertstate="firing"}} 1
+ALERTS_FOR_STATE{{{_ALERT}}} 1762600000
+"""
+
+
+@contextmanager
+def remembering_prometheus(promtool: Path, folder: Path) -> Iterator[Prometheus]:
+    """Run the Prometheus that stands beside promtool, with all that it would have scraped from FIRST to NOW."""
+    data = folder / "data"
+    samples = folder / "history.om"
+    with samples.open("w", encoding="utf-8") as file:
+        for moment in _moments():
+            file.writelines(_scrape(moment))
+        file.write("# EOF\n")
+    subprocess.run(
+        [promtool, "tsdb", "create-blocks-from", "--max-block-duration=1500h", "openmetrics", samples, data],
+        check=True,
+        capture_output=True,
+    )
+    with running_prometheus(promtool.with_name("prometheus"), "global: {}", folder) as prometheus:
+        yield prometheus
+
+
+def comparison_rules() -> dict[str, str]:
+    """Return the expressions of the rules that compare variations, by the name they are recorded under, in order."""
+    (group,) = yaml.safe_load((ROOT / "deploy/prometheus/rules/braze-ab.yml").read_text(encoding="utf-8"))["groups"]
+    return {rule["record"]: rule["expr"] for rule in group["rules"]}
+
+
+def _moments() -> list[datetime]:
+    """Return every hour of the last days; of the weeks before those hours at which something looks back."""
+    hours = [FIRST + timedelta(hours=hour) for hour in range(int((NOW - FIRST) / timedelta(hours=1)) + 1)]
+    return [moment for moment in hours if NOW - moment <= _HOURLY or _is_looked_at(moment)]
+
+
+def _is_looked_at(moment: datetime) -> bool:
+    return moment.hour == NOW.hour or any(
+        moment.astimezone(ZoneInfo(zone)).hour in {5, 6, 7} for zone in ZONES.values()
+    )
+
+
+def _scrape(moment: datetime) -> Iterator[str]:
+    """Yield the lines of all replicas at that time, with it."""
+    text = "".join(_exposition(moment)) + _FOREIGN
+    instances = ("b:10105", "c:10105") if moment >= _REPLACED else ("a:10105",)
+    time = f"{moment.timestamp():.0f}"
+    for line in text.splitlines():
+        series, _, value = line.rpartition(" ")
+        name, opening, labels = series.partition("{")
+        rest = f",{labels}" if opening else "}"
+        for instance in instances:
+            if instance == _BEHIND:
+                rest = rest.replace(*_RENAMED)
+            yield f'{name}{{job="braze",instance="{instance}"{rest} {value} {time}\n'
+    if moment == NOW:
+        yield from (f"{line} {time}\n" for line in _ALERTS.splitlines())
+        yield from _recorded(moment - timedelta(minutes=14))
+
+
+def _recorded(moment: datetime) -> Iterator[str]:
+    """Yield what the rules would have recorded of one variation at their last evaluation: numbers without meaning."""
+    labels = 'workspace="europe",campaign_id="1",channel="email",variation_id="2",variation_name="B"'
+    for name in comparison_rules():
+        event = ',conversion_event="A"' if "conversions" in name else ""
+        yield f"{name}{{{labels}{event}}} 1 {moment.timestamp():.0f}\n"
+
+
+def _exposition(moment: datetime) -> Iterator[str]:
+    now = moment.timestamp()
+    age = moment - FIRST
+    for workspace, zone in ZONES.items():
+        for campaign in CAMPAIGNS[workspace]:
+            state = _state(workspace, campaign, moment)
+            yield from _lines(render([*day_rows(state), *status_rows(state, 0)]))
+        api = ApiStatistics(rate_limit=50_000, rate_limit_remaining=49_000, rate_limit_reset=now + 60)
+        api.failures[Reason.TIMEOUT] = int(age / timedelta(hours=7))
+        api.durations[2] = api.requests = int(age / timedelta(minutes=1))
+        shown = WorkspaceState(
+            workspace, zone, len(CAMPAIGNS[workspace]), up=True, closed=None, apis={"data_series": api}
+        )
+        yield from _lines(render(workspace_rows(shown)))
+    own = exporter_rows(
+        version="1", python_version="3.13", reload_successful=True, reload_time=FIRST.timestamp(), series=2000
+    )
+    yield from _lines(render(own))
+
+
+def _state(workspace: str, campaign: CampaignModel, moment: datetime) -> CampaignState:
+    """Return what polling knows of a campaign; the last one of Europe has been failing for two hours at the end."""
+    zone = ZoneInfo(ZONES[workspace])
+    answer = data_series(campaign, moment.astimezone(zone).date(), 2, now=moment.timestamp(), zone=zone)
+    series = parse_data_series(answer)
+    state = CampaignState(
+        workspace,
+        zone,
+        campaign.id,
+        campaign.name,
+        300,
+        up=True,
+        last_success=moment.timestamp() - 60,
+        polls=1,
+        latest=series.latest,
+        previous=series.previous,
+    )
+    since = NOW - timedelta(hours=2)
+    if campaign is not CAMPAIGNS["europe"][-1] or moment < since:
+        return state
+    failures = {Reason.TIMEOUT: 1 + int((moment - since) / timedelta(minutes=5))}
+    return replace(state, up=False, last_success=since.timestamp(), failures=failures)
+
+
+def _lines(pieces: Mapping[str, bytes]) -> Iterator[str]:
+    return (text.decode() for text in pieces.values())

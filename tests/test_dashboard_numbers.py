@@ -1,0 +1,251 @@
+"""The dashboards' queries, asked of a real Prometheus that remembers weeks of the simulated world."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from exporter.simulator import CONTROL_GROUP, CampaignModel, daily
+from tests.dashboards import UIDS, Json, as_list, filled_in, panel_queries, panels
+from tests.history import CAMPAIGNS, FIRST, NOW, ZONES, comparison_rules, remembering_prometheus
+from tests.servers import Prometheus
+
+pytestmark = pytest.mark.server
+
+DAY = 86_400.0
+DAYS = [date(2025, 10, 11) + timedelta(days=number) for number in range(28)]
+
+
+# Nothing is wrong in these respects in the simulated world.
+QUIET = ("Spam reports by campaign, 7 days",)
+
+
+@pytest.fixture(scope="module")
+def prometheus_with_history(tmp_path_factory: pytest.TempPathFactory, promtool: Path) -> Iterator[Prometheus]:
+    """A Prometheus that has watched two workspaces for a month, through two clock changes, a restart and a replica."""
+    with remembering_prometheus(promtool, tmp_path_factory.mktemp("history")) as prometheus:
+        yield prometheus
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_every_query_is_answered_with_data(prometheus_with_history: Prometheus, uid: str) -> None:
+    """No query is refused, and each has data in a month of history."""
+    empty = [
+        f"{panel['title']}: {query}"
+        for panel, query in panel_queries(uid)
+        if not _answer(prometheus_with_history, panel, query)
+    ]
+
+    assert not [title for title in empty if not title.startswith(QUIET)]
+
+
+def test_sends_per_day_are_the_final_numbers(prometheus_with_history: Prometheus) -> None:
+    """Each day has what Braze said six hours after its end, in spite of zones, clock changes, a restart, a replica."""
+    query = _query("braze-overview", "Sends per day by channel")
+    shown = {
+        labels["channel"]: [values.get(_midnight(day)) for day in DAYS]
+        for labels, values in _range(prometheus_with_history, query, FIRST, NOW, DAY)
+    }
+
+    assert shown["email"] == [_sent(day, "email") for day in DAYS]
+    assert shown["ios_push"] == [_sent(day, "ios_push") for day in DAYS]
+
+
+def test_deliveries_yesterday_are_a_share_of_the_sends_of_yesterday(prometheus_with_history: Prometheus) -> None:
+    """The rate is that of the previous day's numbers as they are now, not of the running day."""
+    query = _query("braze-overview", "Email deliveries yesterday")
+    ((_, rate),) = _instant(prometheus_with_history, query)
+
+    assert rate == pytest.approx(_yesterday("email", "delivered") / _yesterday("email", "sent"))
+
+
+def test_hours_add_up_to_the_day(prometheus_with_history: Prometheus) -> None:
+    """The hours of Berlin's yesterday, midnights included, add up to its total: none is lost and there is no cliff."""
+    start = datetime(2025, 11, 7, tzinfo=ZoneInfo(ZONES["europe"]))
+    end = start + timedelta(days=1)
+    query = _query("braze-overview", "Sends per hour by channel").replace('workspace=~".+"', 'workspace="europe"')
+    shown = {
+        labels["channel"]: sum(values.values())
+        for labels, values in _range(prometheus_with_history, query, start + timedelta(hours=1), end, 3600)
+    }
+
+    assert shown["email"] == _total("europe", start.date(), end, "email", "sent")
+    assert shown["webhook"] == _total("europe", start.date(), end, "webhook", "sent")
+
+
+def test_the_table_of_campaigns_has_each_campaign_once(prometheus_with_history: Prometheus) -> None:
+    """One row for each campaign with the sum of its channels, although two replicas disagree about a name."""
+    panel = next(panel for panel in panels("braze-overview") if panel["title"] == "Campaigns")
+    query = filled_in(str(as_list(panel["targets"])[2]["expr"]))
+    rows = [(labels["campaign_id"], value) for labels, value in _instant(prometheus_with_history, query)]
+
+    assert sorted(rows) == sorted(
+        (campaign.id, _volume(daily(campaign, date(2025, 11, 7), now=NOW.timestamp(), zone=ZoneInfo(ZONES[workspace]))))
+        for workspace, campaigns in CAMPAIGNS.items()
+        for campaign in campaigns
+    )
+
+
+def test_variations_are_compared_with_the_control_group(prometheus_with_history: Prometheus) -> None:
+    """Sums of 28 days, rate, lift, its interval, z, confidence and extra conversions equal an own calculation."""
+    campaign = CAMPAIGNS["europe"][1]
+    variations = _four_weeks(campaign, "ios_push")
+    control = next(one for one in variations.values() if one.control)
+    expected = {identifier: _compared(one, control) for identifier, one in variations.items() if one is not control}
+    shown = {identifier: dict[str, float]() for identifier in expected}
+    for figure in next(iter(expected.values())):
+        query = _expanded(f"variation:braze_message_{figure}")
+        for labels, value in _instant(prometheus_with_history, query):
+            place = (labels["campaign_id"], labels["channel"], labels.get("conversion_event", "A"))
+            if place == (campaign.id, "ios_push", "A") and labels["variation_id"] in shown:
+                shown[labels["variation_id"]][figure] = value
+
+    assert len(expected) == 2
+    for identifier, figures in expected.items():
+        assert shown[identifier] == pytest.approx(figures, rel=2e-3)
+
+
+def test_the_control_group_is_not_compared_with_itself(prometheus_with_history: Prometheus) -> None:
+    """The control group has a rate and no lift; campaigns without a control group have no lift either."""
+    query = _expanded("variation:braze_message_conversions:lift28d")
+    lifts = [labels for labels, _ in _instant(prometheus_with_history, query)]
+
+    assert lifts
+    assert not [labels for labels in lifts if labels["variation_name"] == CONTROL_GROUP]
+    assert CAMPAIGNS["europe"][0].id not in {labels["campaign_id"] for labels in lifts}
+
+
+def _volume(day: Json) -> float:
+    """Add up the messages of all rows: sends, or impressions where there are no sends."""
+    messages = day["messages"]
+    assert isinstance(messages, dict)
+    return sum(float(row.get("sent", row.get("impressions", 0))) for rows in messages.values() for row in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Variation:
+    """What happened to the people of one variation in four weeks."""
+
+    control: bool
+    recipients: float
+    conversions: float
+
+
+def _four_weeks(campaign: CampaignModel, channel: str) -> dict[str, _Variation]:
+    """Add up the 28 days that were read at their end, each six hours after it."""
+    zone = ZoneInfo(ZONES["europe"])
+    found: dict[str, _Variation] = {}
+    for day in DAYS:
+        midnight = datetime(day.year, day.month, day.day, tzinfo=zone) + timedelta(days=1)
+        known = (midnight.astimezone(UTC) + timedelta(hours=6)).timestamp()
+        messages = daily(campaign, day, now=known, zone=zone)["messages"]
+        assert isinstance(messages, dict)
+        for row in messages[channel]:
+            before = found.get(row["variation_api_id"], _Variation(row["variation_name"] == CONTROL_GROUP, 0, 0))
+            found[row["variation_api_id"]] = replace(
+                before,
+                recipients=before.recipients + row["unique_recipients"],
+                conversions=before.conversions + row["conversions"],
+            )
+    return found
+
+
+def _compared(one: _Variation, control: _Variation) -> dict[str, float]:
+    """Compute the figures of the rules by the textbook, with the exact normal distribution."""
+    rate, base = one.conversions / one.recipients, control.conversions / control.recipients
+    error = math.sqrt(1 / one.conversions - 1 / one.recipients + 1 / control.conversions - 1 / control.recipients)
+    pooled = (one.conversions + control.conversions) / (one.recipients + control.recipients)
+    z = (rate - base) / math.sqrt(pooled * (1 - pooled) * (1 / one.recipients + 1 / control.recipients))
+    return {
+        "unique_recipients:sum28d": one.recipients,
+        "conversions:sum28d": one.conversions,
+        "conversions:ratio28d": rate,
+        "conversions:lift28d": rate / base - 1,
+        "conversions:lift28d_lower": rate / base * math.exp(-1.96 * error) - 1,
+        "conversions:lift28d_upper": rate / base * math.exp(1.96 * error) - 1,
+        "conversions:z28d": z,
+        "conversions:confidence28d": math.erf(abs(z) / math.sqrt(2)),
+        "conversions:extra28d": (rate - base) * one.recipients,
+    }
+
+
+def _expanded(name: str) -> str:
+    """Return a recording rule's expression with those of the rules that it stands on put in their place."""
+    rules = comparison_rules()
+
+    def expand(expression: str) -> str:
+        return re.sub(r"\w+:\w+:\w+", lambda match: f"({expand(rules[match[0]])})", expression)
+
+    return expand(name)
+
+
+def _query(uid: str, title: str) -> str:
+    (query,) = (query for panel, query in panel_queries(uid) if panel["title"] == title)
+    return query
+
+
+def _midnight(day: date) -> float:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
+
+
+def _sent(day: date, channel: str) -> float:
+    """Return the sends of a day of all workspaces, as known when the next day is six hours old."""
+    known = {
+        workspace: datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)) + timedelta(days=1)
+        for workspace, zone in ZONES.items()
+    }
+    return sum(
+        _total(workspace, day, midnight.astimezone(UTC) + timedelta(hours=6), channel, "sent")
+        for workspace, midnight in known.items()
+    )
+
+
+def _yesterday(channel: str, statistic: str) -> float:
+    """Return a statistic of the previous day of all workspaces, as known now."""
+    return sum(_total(workspace, date(2025, 11, 7), NOW, channel, statistic) for workspace in ZONES)
+
+
+def _total(workspace: str, day: date, known: datetime, channel: str, statistic: str) -> float:
+    zone = ZoneInfo(ZONES[workspace])
+    return sum(
+        _count(daily(campaign, day, now=known.timestamp(), zone=zone), channel, statistic)
+        for campaign in CAMPAIGNS[workspace]
+    )
+
+
+def _count(day: Json, channel: str, statistic: str) -> float:
+    messages = day["messages"]
+    assert isinstance(messages, dict)
+    return sum(float(row.get(statistic, 0)) for row in messages.get(channel, []))
+
+
+def _answer(prometheus: Prometheus, panel: Json, query: str) -> object:
+    """Ask as Grafana does: tables and stats at the end of the time range, time series over it."""
+    if panel["type"] != "timeseries":
+        return _instant(prometheus, query)
+    daily_step = panel.get("interval") == "1d"
+    start = FIRST if daily_step else NOW - timedelta(hours=20)
+    # The history has a scrape an hour, so shorter windows are widened to hold some.
+    widened = query.replace("[4m]", "[3h]").replace("[10m]", "[3h]").replace("offset 5m", "offset 1h")
+    return _range(prometheus, widened, start, NOW, DAY if daily_step else 3600)
+
+
+def _instant(prometheus: Prometheus, query: str) -> list[tuple[dict[str, str], float]]:
+    widened = query.replace("[10m]", "[3h]").replace("[1h])", "[3h])")
+    data = prometheus.ask("query", query=widened, time=f"{NOW.timestamp():.0f}")
+    assert isinstance(data, dict)
+    return [(series["metric"], float(series["value"][1])) for series in data["result"]]
+
+
+def _range(
+    prometheus: Prometheus, query: str, start: datetime, end: datetime, step: float
+) -> list[tuple[dict[str, str], dict[float, float]]]:
+    aligned = start.timestamp() // step * step
+    data = prometheus.ask("query_range", query=query, start=f"{aligned}", end=f"{end.timestamp()}", step=f"{step}")
+    assert isinstance(data, dict)
+    return [(series["metric"], {time: float(value) for time, value in series["values"]}) for series in data["result"]]

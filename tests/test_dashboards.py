@@ -1,0 +1,370 @@
+"""The dashboards: generated as committed, correct PromQL over metrics that exist, and kind to whoever reads them."""
+
+import json
+import re
+from collections.abc import Iterator
+
+import promql_parser
+import pytest
+import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from exporter.metrics import FAMILIES
+from exporter.simulator import STATISTICS
+from grafana.source.channels import CHANNELS
+from grafana.source.generate import FOLDER, files
+from tests.dashboards import (
+    UIDS,
+    VARIABLES,
+    Json,
+    as_list,
+    filled_in,
+    object_at,
+    objects_in,
+    panel_queries,
+    panels,
+    read_dashboard,
+)
+from tests.servers import ROOT
+
+RULES = ROOT / "deploy/prometheus/rules"
+# Series that Prometheus makes itself, and prometheus_client of every process.
+FOREIGN = re.compile(r"ALERTS|ALERTS_FOR_STATE|scrape_.+|process_.+")
+TARGET_LABELS = {"job", "instance"}
+RAW_RANGES = re.compile(r".+(_total|_bucket|_remaining)|process_.+|variation:.+")
+
+
+def test_committed_dashboards_are_what_the_code_generates() -> None:
+    """`python -m grafana.source.generate` would change nothing, and there is no other file beside its own."""
+    committed = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
+
+    assert committed == files()
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_every_key_is_known_to_grafana(uid: str) -> None:
+    """Reading a dashboard into the SDK's model and writing it again loses nothing."""
+    register_default_plugins()
+    text = (FOLDER / f"{uid}.json").read_text(encoding="utf-8")
+    model = Dashboard.from_json(json.loads(text))
+    # The SDK sets the place of links and annotations itself and does not read it.
+    for link in model.links or []:
+        link.placement = ""
+    assert model.annotations is not None
+    for query in model.annotations.list_val or []:
+        query.placement = ""
+
+    assert json.loads(json.dumps(model, cls=JSONEncoder)) == json.loads(text)
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_dashboards_are_classic_and_portable(uid: str) -> None:
+    """Stable uid, a database id for nobody, read-only, the viewer's time zone, a title and a description."""
+    dashboard = read_dashboard(uid)
+
+    assert dashboard["uid"] == uid
+    assert dashboard.get("id") is None
+    assert dashboard["schemaVersion"] == 42
+    assert dashboard["editable"] is False
+    assert dashboard["timezone"] == "browser"
+    assert str(dashboard["title"]).startswith("Braze / ")
+    assert dashboard["description"]
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_panels_explain_themselves(uid: str) -> None:
+    """Every panel has a title of its own, a description, a unit, and a text for when there is nothing to show."""
+    found = panels(uid)
+    titles = [panel["title"] for panel in found]
+
+    assert len(titles) == len(set(titles))
+    for panel in found:
+        defaults = object_at(panel, "fieldConfig", "defaults")
+        assert len(str(panel["description"])) > 15, panel["title"]
+        assert str(panel["description"]).endswith("."), panel["title"]
+        assert defaults["unit"], panel["title"]
+        assert str(defaults["noValue"]).endswith((".", "?")), panel["title"]
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_panels_fill_the_grid_without_overlap(uid: str) -> None:
+    """Ids are unique; no two panels share a cell, none leaves the 24 columns, and rows come before their panels."""
+    everything = as_list(read_dashboard(uid)["panels"])
+    cells: set[tuple[int, int]] = set()
+
+    assert len({panel["id"] for panel in everything}) == len(everything)
+    assert everything[0]["type"] == "row"
+    for panel in everything:
+        place = object_at(panel, "gridPos")
+        left, top, width, height = (int(str(place[key])) for key in ("x", "y", "w", "h"))
+        own = {(x, y) for x in range(left, left + width) for y in range(top, top + height)}
+        assert left + width <= 24, panel["title"]
+        assert not own & cells, panel["title"]
+        cells |= own
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_every_query_is_valid_promql(uid: str) -> None:
+    """With the variables filled in, every expression parses and no variable is left."""
+    for title, query in _queries(uid):
+        assert "$" not in query, title
+        promql_parser.parse(query)
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_queries_name_metrics_and_labels_that_exist(uid: str) -> None:
+    """Selectors use metrics of the catalogue, of the recording rules or of Prometheus, and labels that these have."""
+    known = {family.name: {*family.labels, *TARGET_LABELS} for family in FAMILIES}
+    known |= {f"{name}_bucket": {*labels, "le"} for name, labels in known.items()}
+    recorded = {str(rule["record"]) for rule in _rules() if "record" in rule}
+
+    for title, query in _queries(uid):
+        for selector in _selectors(query):
+            name = selector.name
+            labels = {matcher.name for matcher in selector.matchers.matchers}
+            assert name is not None, title
+            if name not in recorded and not FOREIGN.fullmatch(name):
+                assert name in known, title
+                assert labels <= known[name], f"{title}: {name}"
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_counters_are_only_read_as_rates(uid: str) -> None:
+    """A counter stands under rate or increase, and over time with Grafana's own interval."""
+    for panel, query in panel_queries(uid):
+        rated: list[str] = []
+
+        def visit(node: object, rated: list[str] = rated, panel: Json = panel) -> None:
+            if isinstance(node, promql_parser.Call) and node.func.name in {"rate", "increase"}:
+                argument = node.args[0]
+                assert isinstance(argument, promql_parser.MatrixSelector)
+                rated.append(str(argument.vector_selector.name))
+                if panel["type"] == "timeseries":
+                    assert promql_parser.display_duration(argument.range) == VARIABLES["__rate_interval"]
+
+        promql_parser.walk(promql_parser.parse(query), visit)
+        counters = [
+            str(selector.name)
+            for selector in _selectors(query)
+            if re.search(r"_(total|bucket|sum|count)$", str(selector.name))
+        ]
+        assert sorted(counters) == sorted(rated), panel["title"]
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_gauges_of_days_are_never_read_over_a_range(uid: str) -> None:
+    """A range over a raw series would be split by each restart and doubled by replicas: only subqueries look back."""
+    for title, query in _queries(uid):
+        for name in _range_selectors(query):
+            assert RAW_RANGES.fullmatch(name), f"{title}: {name}"
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_days_over_time_are_complete_days(uid: str) -> None:
+    """A panel with a value for each day reads the previous day, never the running one, which falls at midnight."""
+    for panel, query in panel_queries(uid):
+        if panel.get("interval") == "1d":
+            names = {str(selector.name) for selector in _selectors(query)}
+            rest = {name for name in names if not name.startswith("braze_previous_day_")}
+            assert rest <= {"braze_campaign_day_timestamp_seconds", "braze_campaign_up"}, panel["title"]
+            assert names - rest, panel["title"]
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_titles_that_say_yesterday_read_the_previous_day(uid: str) -> None:
+    """A panel about yesterday asks for no number of the running day."""
+    for panel, query in panel_queries(uid):
+        if "yesterday" in str(panel["title"]):
+            running = [str(selector.name) for selector in _selectors(query)]
+            assert not [name for name in running if name.startswith("braze_message_")], panel["title"]
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_rates_have_a_least_denominator(uid: str) -> None:
+    """No ratio of two counts is drawn where the second is small: a rate of a handful tells nothing."""
+    for panel, query in panel_queries(uid):
+        if "interval" in str(panel["title"]) or "conversion rate" in str(panel["title"]):
+            continue  # Wilson's interval says itself how little a handful tells
+
+        def visit(node: object, panel: Json = panel) -> None:
+            if isinstance(node, promql_parser.BinaryExpr) and str(node.op) == "/":
+                denominator = str(node.rhs)
+                assert re.search(r"(>=|>) \d+\)$|^braze_api_rate_limit", denominator), panel["title"]
+
+        promql_parser.walk(promql_parser.parse(query), visit)
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_no_data_source_is_hard_coded(uid: str) -> None:
+    """Everything that asks something asks the data source that the viewer chose."""
+    dashboard = read_dashboard(uid)
+    named = [value["datasource"] for value in objects_in(dashboard) if "datasource" in value]
+    first = as_list(object_at(dashboard, "templating")["list"])[0]
+
+    assert (first["name"], first["type"], first["query"], first["label"]) == (
+        "datasource",
+        "datasource",
+        "prometheus",
+        "Data source",
+    )
+    assert all(value == {"type": "prometheus", "uid": "${datasource}"} for value in named)
+    assert all("datasource" in target for panel in panels(uid) for target in as_list(panel["targets"]))
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_variables_are_defined_used_and_labelled(uid: str) -> None:
+    """Whatever is used is defined and the other way round; queries follow the time range, All is a pattern."""
+    dashboard = read_dashboard(uid)
+    variables = {str(variable["name"]): variable for variable in as_list(object_at(dashboard, "templating")["list"])}
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps(dashboard)))
+    used = {name for name in used if not name.startswith("__") and not name.isdigit()}
+
+    assert used == set(variables)
+    for variable in variables.values():
+        assert variable["label"]
+        if variable["type"] == "query":
+            assert variable["refresh"] == 2
+        if variable.get("includeAll") and variable["name"] != "zone":
+            assert variable["allValue"] in {".+", ".*"}
+
+
+@pytest.mark.parametrize("uid", ["braze-overview", "braze-campaign", "braze-deliverability"])
+def test_the_campaign_variable_reads_id_and_name_out_of_a_series(uid: str) -> None:
+    """The value is the id and the text the name, whatever the name contains; Grafana does not escape it."""
+    variables = {one["name"]: one for one in as_list(object_at(read_dashboard(uid), "templating")["list"])}
+    pattern = str(variables["campaign"]["regex"]).strip("/").replace("(?<", "(?P<")
+    series = '{campaign_id="3bbc",campaign_name="Cart "48h", \\ A/B",workspace="main"} 1 1700000000000'
+    match = re.search(pattern, series)
+
+    assert match is not None
+    assert (match["value"], match["text"]) == ("3bbc", 'Cart "48h", \\ A/B')
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_dashboards_lead_to_each_other(uid: str) -> None:
+    """Links in the header carry variables and time range; those in tables name a dashboard and pass what they know."""
+    dashboard = read_dashboard(uid)
+    header = as_list(dashboard["links"])
+    cells = [
+        str(value["url"])
+        for panel in panels(uid)
+        for value in objects_in(panel)
+        if str(value.get("url", "")).startswith("/d/")
+    ]
+
+    assert [(link["type"], link["tags"], link["includeVars"], link["keepTime"]) for link in header] == [
+        ("dashboards", ["braze"], True, True)
+    ]
+    assert dashboard["tags"] == ["braze"]
+    for url in cells:
+        assert url.split("?")[0].removeprefix("/d/") in UIDS
+        assert "${datasource:queryparam}" in url
+        assert "var-campaign=${__data.fields.campaign_id}" in url
+        assert "${__url_time_range}" in url
+
+
+def test_the_link_to_runbooks_is_the_alerts_own() -> None:
+    """The alerts' runbook_url and the link of the table of alerts lead to the same page."""
+    text = (FOLDER / "braze-overview.json").read_text(encoding="utf-8")
+    pages = {
+        str(object_at(rule, "annotations")["runbook_url"]).partition("#")[0] for rule in _rules() if "alert" in rule
+    }
+
+    assert pages
+    assert all(f"{page}#${{__data.fields.alertname}}" in text for page in pages)
+
+
+def test_channels_have_brazes_words() -> None:
+    """Every channel that the simulator knows has a word, and no two share one."""
+    assert set(STATISTICS) == set(CHANNELS)
+    assert len(set(CHANNELS.values())) == len(CHANNELS)
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_channels_are_shown_in_brazes_words(uid: str) -> None:
+    """Wherever a panel shows a channel, in a legend, a column or an axis, all API keys are mapped to words."""
+    for panel in panels(uid):
+        text = json.dumps(panel, ensure_ascii=False)
+        shows_channel = "{{channel}}" in text or '"channel": "Channel"' in text or '"channel\\", \\"variation' in text
+        if shows_channel:
+            overrides = json.dumps(object_at(panel, "fieldConfig")["overrides"], ensure_ascii=False)
+            missing = [key for key, word in CHANNELS.items() if key not in overrides or word not in overrides]
+            assert not missing, panel["title"]
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_thresholds_ascend_and_fit_their_unit(uid: str) -> None:
+    """A base step, then rising values; shares lie between 0 and 1; threshold lines have thresholds."""
+    for panel in panels(uid):
+        defaults = object_at(panel, "fieldConfig", "defaults")
+        steps = [step["value"] for step in as_list(object_at(defaults, "thresholds")["steps"])]
+        values = [float(str(value)) for value in steps[1:]]
+        assert steps[0] is None
+        assert values == sorted(set(values)), panel["title"]
+        if defaults["unit"] == "percentunit":
+            assert all(0 < value < 1 for value in values), panel["title"]
+        if '"mode": "dashed"' in json.dumps(defaults):
+            assert values, panel["title"]
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_tables_keep_the_text_for_no_data_out_of_their_cells(uid: str) -> None:
+    """The text for an empty table is not repeated in each empty cell, and each column's unit is its own."""
+    for panel in panels(uid):
+        if panel["type"] == "table":
+            overrides = as_list(object_at(panel, "fieldConfig")["overrides"])
+            named = [object_at(one, "matcher")["options"] for one in overrides]
+            renamed = object_at(as_list(panel["transformations"])[1], "options", "renameByName")
+            columns = {name for key, name in renamed.items() if key.startswith("Value")}
+            assert overrides[0]["properties"] == [{"id": "noValue", "value": "-"}], panel["title"]
+            assert columns <= set(named), panel["title"]
+            assert all(target["instant"] for target in as_list(panel["targets"])), panel["title"]
+
+
+def test_provisioning_gives_grafana_the_data_source_and_the_folder() -> None:
+    """One Prometheus with the documented scrape interval as step; one folder that browsers cannot change."""
+    provisioning = ROOT / "grafana/provisioning"
+    source = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text(encoding="utf-8"))
+    provider = yaml.safe_load((provisioning / "dashboards/braze.yaml").read_text(encoding="utf-8"))
+
+    assert source["apiVersion"] == provider["apiVersion"] == 1
+    assert [(one["type"], one["jsonData"]["timeInterval"]) for one in source["datasources"]] == [("prometheus", "1m")]
+    assert [(one["type"], one["allowUiUpdates"]) for one in provider["providers"]] == [("file", False)]
+
+
+def _queries(uid: str) -> Iterator[tuple[str, str]]:
+    """Yield the queries of panels and annotations with the title of what they are for."""
+    for panel, query in panel_queries(uid):
+        yield str(panel["title"]), query
+    for annotation in as_list(object_at(read_dashboard(uid), "annotations")["list"]):
+        yield str(annotation["name"]), filled_in(str(object_at(annotation, "target")["expr"]))
+
+
+def _selectors(query: str) -> list[promql_parser.VectorSelector]:
+    found: list[promql_parser.VectorSelector] = []
+
+    def visit(node: object) -> None:
+        if isinstance(node, promql_parser.VectorSelector):
+            found.append(node)
+
+    promql_parser.walk(promql_parser.parse(query), visit)
+    return found
+
+
+def _range_selectors(query: str) -> list[str]:
+    found: list[str] = []
+
+    def visit(node: object) -> None:
+        if isinstance(node, promql_parser.MatrixSelector):
+            found.append(str(node.vector_selector.name))
+
+    promql_parser.walk(promql_parser.parse(query), visit)
+    return found
+
+
+def _rules() -> Iterator[Json]:
+    for path in RULES.glob("*.yml"):
+        for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]:
+            yield from group["rules"]
