@@ -8,9 +8,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.servers import Prometheus, find_program, running_prometheus
+from tests.servers import Alertmanager, Prometheus, find_program, running_alertmanager, running_prometheus
 
 MISSING = "program not installed: "
+# The fixtures of programs whose tests are tests with servers.
+PROGRAMS = {"alertmanager", "amtool", "prometheus", "promtool"}
 
 # A busy machine is no failure. What hypothesis sets for CI stays in force.
 hypothesis.settings.register_profile("braze-exporter", hypothesis.settings(), deadline=None)
@@ -26,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what uses a program from outside as a test with servers, so that -m selects it wherever it stands."""
     for item in items:
-        if isinstance(item, pytest.Function) and {"prometheus", "promtool"} & set(item.fixturenames):
+        if isinstance(item, pytest.Function) and PROGRAMS & set(item.fixturenames):
             item.add_marker("server")
 
 
@@ -40,6 +42,12 @@ def update_goldens(pytestconfig: pytest.Config) -> bool:
 def promtool() -> Path:
     """The path of promtool."""
     return _require("promtool")
+
+
+@pytest.fixture(scope="session")
+def amtool() -> Path:
+    """The path of amtool."""
+    return _require("amtool")
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +67,22 @@ def prometheus(tmp_path: Path) -> Iterator[Callable[[str], Prometheus]]:
             folder = tmp_path / f"prometheus-{len(list(tmp_path.glob('prometheus-*')))}"
             folder.mkdir()
             return stack.enter_context(running_prometheus(executable, configuration, folder))
+
+        yield start
+
+
+@pytest.fixture
+def alertmanager(tmp_path: Path) -> Iterator[Callable[[str], Alertmanager]]:
+    """Start an Alertmanager with the given configuration (YAML); it is stopped when the test ends."""
+    # Debian's name for it, and the one that it has elsewhere.
+    executable = find_program("prometheus-alertmanager") or _require("alertmanager")
+
+    with ExitStack() as stack:
+
+        def start(configuration: str) -> Alertmanager:
+            folder = tmp_path / f"alertmanager-{len(list(tmp_path.glob('alertmanager-*')))}"
+            folder.mkdir()
+            return stack.enter_context(running_alertmanager(executable, configuration, folder))
 
         yield start
 

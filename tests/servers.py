@@ -131,11 +131,11 @@ class Prometheus:
 
 
 @contextmanager
-def running_prometheus(executable: Path, configuration: str, folder: Path) -> Iterator[Prometheus]:
+def running_prometheus(executable: Path, configuration: str, folder: Path, *flags: str) -> Iterator[Prometheus]:
     """Run a Prometheus with that configuration (YAML) on a free loopback port; it is ready when the context starts.
 
-    `folder` gets its configuration, data and log. The first scrape comes about 5 s after the start, however short
-    the interval: Prometheus gathers its targets so rarely.
+    `folder` gets its configuration, data and log; data may be there already. The first scrape comes about 5 s after
+    the start, however short the interval: Prometheus gathers its targets so rarely.
     """
     file = folder / "prometheus.yml"
     file.write_text(configuration, encoding="utf-8")
@@ -144,12 +144,57 @@ def running_prometheus(executable: Path, configuration: str, folder: Path) -> It
         f"--config.file={file}",
         f"--storage.tsdb.path={folder / 'data'}",
         "--web.listen-address=127.0.0.1:0",
+        *flags,
     ]
     with running(command, log=folder / "prometheus.log") as program:
         address = program.logged(r" address=(127\.0\.0\.1:[1-9]\d*)")[1]
         program.logged("Server is ready to receive web requests")
         eventually(lambda: fetch(f"http://{address}/-/ready").ok, what="a Prometheus that is ready")
         yield Prometheus(program, f"http://{address}")
+
+
+@dataclass(frozen=True, slots=True)
+class Alertmanager:
+    """An Alertmanager that answers at `url`."""
+
+    program: Program
+    url: str
+
+    def alerts(self, *, inhibited: bool) -> set[str]:
+        """Return the names of the alerts in force that are inhibited, or of those that are not."""
+        states = {"inhibited": str(inhibited).lower(), "active": str(not inhibited).lower()}
+        answer: object = json.loads(fetch(f"{self.url}/api/v2/alerts", states).content)
+        assert isinstance(answer, list), answer
+        return {alert["labels"]["alertname"] for alert in answer}
+
+
+@contextmanager
+def running_alertmanager(executable: Path, configuration: str, folder: Path) -> Iterator[Alertmanager]:
+    """Run an Alertmanager alone with that configuration (YAML) on a free loopback port; it is ready, too.
+
+    `folder` gets its configuration, data and log, and a copy of the program where Debian's is unpacked and not
+    installed: it reads its templates from a folder of the system, which is the current one for the copy.
+    """
+    file = folder / "alertmanager.yml"
+    file.write_text(configuration, encoding="utf-8")
+    command: list[str | Path] = [
+        executable,
+        f"--config.file={file}",
+        f"--storage.path={folder / 'data'}",
+        "--web.listen-address=127.0.0.1:0",
+        "--cluster.listen-address=",
+        "--log.level=debug",
+    ]
+    if executable.parent == UNPACKED:
+        copy = folder / executable.name
+        looked_into = b"/usr/share/prometheus/alertmanager"
+        copy.write_bytes(executable.read_bytes().replace(looked_into, b"/proc/self/cwd".ljust(len(looked_into), b"/")))
+        copy.chmod(0o755)
+        command[:1] = ["env", f"--chdir={UNPACKED.parent / 'share/prometheus/alertmanager'}", copy]
+    with running(command, log=folder / "alertmanager.log") as program:
+        address = program.logged(r" address=(127\.0\.0\.1:[1-9]\d*)")[1]
+        eventually(lambda: fetch(f"http://{address}/-/ready").ok, what="an Alertmanager that is ready")
+        yield Alertmanager(program, f"http://{address}")
 
 
 def fetch(url: str, parameters: Mapping[str, str] | None = None) -> requests.Response:
