@@ -12,7 +12,7 @@ from bisect import bisect
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from exporter.limits import Places
+from exporter.limits import Places, samples_in
 from exporter.metrics import FAMILIES, day_rows, status_rows
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class Exposition:
         rows = day_rows(state)
         # A campaign without numbers because of failures keeps its places; one that Braze says has none gives them up.
         admitted = self._places.admit(state.key, rows) if rows or state.up else []
-        dropped = sum(len(row.samples) for row in rows) - (shown := sum(len(row.samples) for row in admitted))
+        shown = samples_in(admitted)
+        dropped = samples_in(rows) - shown
         if dropped != self._dropped.get(state.key, 0):
             self._log_dropped(state, dropped)
         pieces = render((*admitted, *status_rows(state, dropped)))

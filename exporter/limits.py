@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Iterable, Sequence
 
     from exporter.config import Limits
     from exporter.metrics import Row
@@ -28,11 +28,11 @@ class Places:
         """Return the rows that have a place now, in their order; the campaign's other places become free."""
         held = self._held.get(campaign, set())
         room = min(self._limits.series_per_campaign, self._limits.series - self._total + self._sizes.get(campaign, 0))
-        if sum(len(row.samples) for row in rows) > room:
+        if samples_in(rows) > room:
             rows = _first_that_fit(rows, held, room)
         self.release(campaign)
         self._held[campaign] = {row.place for row in rows}
-        self._sizes[campaign] = sum(len(row.samples) for row in rows)
+        self._sizes[campaign] = samples_in(rows)
         self._total += self._sizes[campaign]
         return list(rows)
 
@@ -40,6 +40,11 @@ class Places:
         """Free all places of a campaign."""
         self._held.pop(campaign, None)
         self._total -= self._sizes.pop(campaign, 0)
+
+
+def samples_in(rows: Iterable[Row]) -> int:
+    """Return how many samples the rows have together."""
+    return sum(len(row.samples) for row in rows)
 
 
 def _first_that_fit(rows: Sequence[Row], held: set[tuple[str, ...]], room: int) -> list[Row]:
