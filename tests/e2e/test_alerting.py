@@ -138,11 +138,15 @@ class Watch:
         """Wait for notifications, in whatever order they come."""
         self.expected.extend(notifications)
         for notification in notifications:
-            eventually(
-                lambda: self.received.count(notification) == self.expected.count(notification),  # noqa: B023 - used here
-                what=f"{notification}, beside {self.received},",
-                timeout=40,
-            )
+            try:
+                eventually(
+                    lambda: self.received.count(notification) == self.expected.count(notification),  # noqa: B023 - used here
+                    what=str(notification),
+                    timeout=40,
+                )
+            except AssertionError as error:
+                error.add_note(f"received: {self.received}")
+                raise
 
     def received_nothing_else(self) -> None:
         """Compare all notifications with those expected."""
