@@ -27,7 +27,7 @@ import threading
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import requests
@@ -159,8 +159,9 @@ class Transport:
 
     def _connect_pool(self) -> HTTPConnectionPool:
         """Return the connections that requests would use, asked for once: it takes as long as a request otherwise."""
-        pool: HTTPConnectionPool = self._adapter.get_connection_with_tls_context(
-            self._endpoint, self._verify, proxies=self._proxies
+        pool = cast(
+            "HTTPConnectionPool",
+            self._adapter.get_connection_with_tls_context(self._endpoint, self._verify, proxies=self._proxies),
         )
         self._adapter.cert_verify(pool, self._endpoint.url or "", self._verify, None)
         self._pool = pool
@@ -317,7 +318,7 @@ class _Watchdog:
             _current_watch.reset(token)
             with self._changed:
                 self._watches.discard(watch)
-                if self._closed and not self._watches:
+                if self._is_over():
                     self._changed.notify()
             watch.attach(None)
 
@@ -326,9 +327,12 @@ class _Watchdog:
             self._closed = True
             self._changed.notify()
 
+    def _is_over(self) -> bool:
+        return self._closed and not self._watches
+
     def _run(self) -> None:
         with self._changed:
-            while self._watches or not self._closed:
+            while not self._is_over():
                 now = time.monotonic()
                 due = [watch for watch in self._watches if watch.deadline <= now]
                 self._watches.difference_update(due)
