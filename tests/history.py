@@ -15,7 +15,7 @@ from exporter.exposition import render
 from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
 from exporter.model import parse_data_series
 from exporter.poller import CampaignState, WorkspaceState
-from exporter.simulator import CampaignModel, campaign_models, data_series
+from exporter.simulator import CONTROL_GROUP, CampaignModel, campaign_models, data_series
 from tests.servers import ROOT, Prometheus, running_prometheus
 
 NOW = datetime(2025, 11, 8, 15, tzinfo=UTC)
@@ -105,11 +105,28 @@ def _scrape(moment: datetime) -> Iterator[str]:
 
 
 def _recorded(moment: datetime) -> Iterator[str]:
-    """Yield what the rules would have recorded of one variation at their last evaluation: numbers without meaning."""
-    labels = 'workspace="europe",campaign_id="1",channel="email",variation_id="2",variation_name="B"'
+    """Yield what the rules would have recorded of four variations at their last evaluation: numbers without meaning.
+
+    B is compared with the control group, C has not enough data for it, and the campaign of D has no control group.
+    """
+    campaign, other = ('workspace="europe",campaign_id="1",channel="email"', 'workspace="europe",campaign_id="2"')
+    compared, control = (f'{campaign},variation_id="{name}",variation_name="{name}"' for name in ("B", CONTROL_GROUP))
+    unequalled = (
+        f'{campaign},variation_id="C",variation_name="C"',
+        f'{other},channel="ios_push",variation_id="D",variation_name="D"',
+    )
     for name in comparison_rules():
+        if name.startswith("control_group:"):
+            shown: tuple[str, ...] = (campaign,)
+        elif name == "variation:braze_control_group:group":
+            shown = (control,)
+        elif ":sum28d" in name or ":ratio28d" in name:
+            shown = (compared, control, *unequalled)
+        else:
+            shown = (compared,)
         event = ',conversion_event="A"' if "conversions" in name else ""
-        yield f"{name}{{{labels}{event}}} 1 {moment.timestamp():.0f}\n"
+        for labels in shown:
+            yield f"{name}{{{labels}{event}}} 2 {moment.timestamp():.0f}\n"
 
 
 def _exposition(moment: datetime) -> Iterator[str]:

@@ -13,7 +13,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from exporter.metrics import FAMILIES
 from exporter.simulator import STATISTICS
-from grafana.source.channels import CHANNELS
+from grafana.source.channels import CHANNELS, COLORS
 from grafana.source.generate import FOLDER, files
 from tests.dashboards import (
     UIDS,
@@ -33,7 +33,7 @@ RULES = ROOT / "deploy/prometheus/rules"
 # Series that Prometheus makes itself, and prometheus_client of every process.
 FOREIGN = re.compile(r"ALERTS|ALERTS_FOR_STATE|scrape_.+|process_.+")
 TARGET_LABELS = {"job", "instance"}
-RAW_RANGES = re.compile(r".+(_total|_bucket|_remaining)|process_.+|variation:.+")
+RAW_RANGES = re.compile(r".+(_total|_bucket|_remaining)|process_.+|(variation|control_group):.+")
 
 
 def test_committed_dashboards_are_what_the_code_generates() -> None:
@@ -86,6 +86,7 @@ def test_panels_explain_themselves(uid: str) -> None:
         assert str(panel["description"]).endswith("."), panel["title"]
         assert defaults["unit"], panel["title"]
         assert str(defaults["noValue"]).endswith((".", "?")), panel["title"]
+        assert "$" not in str(defaults["noValue"]), "Grafana fills in no variables there"
 
 
 @pytest.mark.parametrize("uid", UIDS)
@@ -190,8 +191,9 @@ def test_rates_have_a_least_denominator(uid: str) -> None:
 
         def visit(node: object, panel: Json = panel) -> None:
             if isinstance(node, promql_parser.BinaryExpr) and str(node.op) == "/":
-                denominator = str(node.rhs)
-                assert re.search(r"(>=|>) \d+\)$|^braze_api_rate_limit", denominator), panel["title"]
+                # A plain number makes another unit.
+                guarded = r"(>=|>) \d+\)$|^braze_api_rate_limit|^\d+$"
+                assert re.search(guarded, str(node.rhs)), panel["title"]
 
         promql_parser.walk(promql_parser.parse(query), visit)
 
@@ -276,10 +278,32 @@ def test_the_link_to_runbooks_is_the_alerts_own() -> None:
     assert all(f"{page}#${{__data.fields.alertname}}" in text for page in pages)
 
 
+def test_runbooks_are_found_by_an_alerts_name() -> None:
+    """The link can only pass the name as it is, and headings are found in lower case: each has an anchor of its own."""
+    text = (ROOT / "docs/runbooks.md").read_text(encoding="utf-8")
+    alerts = {str(rule["alert"]) for rule in _rules() if "alert" in rule}
+    anchors = re.findall(r'^<a name="(\w+)"></a>\n\n### (\w+)$', text, flags=re.MULTILINE)
+
+    assert all(anchor == heading for anchor, heading in anchors)
+    assert sorted(anchor for anchor, _ in anchors) == sorted(alerts)
+
+
 def test_channels_have_brazes_words() -> None:
-    """Every channel that the simulator knows has a word, and no two share one."""
-    assert set(STATISTICS) == set(CHANNELS)
-    assert len(set(CHANNELS.values())) == len(CHANNELS)
+    """Every channel that the simulator knows has a word and a colour, and no two share one."""
+    assert set(STATISTICS) == set(CHANNELS) == set(COLORS)
+    assert len(set(CHANNELS.values())) == len(set(COLORS.values())) == len(CHANNELS)
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_repeated_panels_show_one_value_of_a_variable(uid: str) -> None:
+    """A panel that repeats does so for a variable of several values, and shows it in its title and in every query."""
+    listed = as_list(object_at(read_dashboard(uid), "templating")["list"])
+    several = {str(one["name"]) for one in listed if one.get("multi") and one.get("includeAll")}
+    for panel in panels(uid):
+        if variable := panel.get("repeat"):
+            assert variable in several, panel["title"]
+            assert f"${{{variable}:text}}" in str(panel["title"])
+            assert all(f'"${variable}"' in str(target["expr"]) for target in as_list(panel["targets"])), panel["title"]
 
 
 @pytest.mark.parametrize("uid", UIDS)
@@ -304,7 +328,7 @@ def test_thresholds_ascend_and_fit_their_unit(uid: str) -> None:
         assert steps[0] is None
         assert values == sorted(set(values)), panel["title"]
         if defaults["unit"] == "percentunit":
-            assert all(0 < value < 1 for value in values), panel["title"]
+            assert all(0 <= value < 1 for value in values), panel["title"]
         if '"mode": "dashed"' in json.dumps(defaults):
             assert values, panel["title"]
 

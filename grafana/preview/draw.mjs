@@ -1,6 +1,7 @@
 // Bundles the page, serves it on loopback and takes a picture of each dashboard with Chromium:
 //   node draw.mjs CHROMIUM FOLDER PICTURE...
-// A picture is JSON: the `name` of its file and the parameters of the page's `address`.
+// A picture is JSON: the `name` of its file, the parameters of the page's `address`, and perhaps `parts`, pictures of
+// their own: each has a `name` and the titles of the rows `from` which and up `to` which it goes.
 
 import { mkdtemp, rm, cp, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -23,7 +24,9 @@ const { bundler, origin } = await serve(site);
 const browser = await puppeteer.launch({ executablePath, args: FLAGS });
 try {
   for (const picture of pictures.map((text) => JSON.parse(text))) {
-    await writeFile(join(folder, `${picture.name}.png`), await draw(picture));
+    for (const [name, png] of Object.entries(await draw(picture))) {
+      await writeFile(join(folder, `${name}.png`), png);
+    }
   }
 } finally {
   await browser.close();
@@ -54,7 +57,7 @@ async function serve(site) {
   return { bundler, origin: `http://127.0.0.1:${port}` };
 }
 
-async function draw({ name, address }) {
+async function draw({ name, address, parts = [] }) {
   const page = await browser.newPage();
   try {
     page.on('pageerror', (error) => console.error(`${name}: ${error.stack}`));
@@ -80,7 +83,16 @@ async function draw({ name, address }) {
     const height = await page.$eval('main', (main) => Math.ceil(main.getBoundingClientRect().height));
     await page.setViewport({ width: 1440, height });
     await page.waitForNetworkIdle();
-    return smaller(await page.screenshot());
+    const tops = await page.$$eval('h2', (rows) =>
+      rows.map((row) => ({ title: row.textContent, top: row.getBoundingClientRect().top }))
+    );
+    const topOf = (title, otherwise) => tops.find((row) => row.title.startsWith(title))?.top ?? otherwise;
+    const drawn = { [name]: smaller(await page.screenshot()) };
+    for (const part of parts) {
+      const [y, end] = [topOf(part.from, 0), topOf(part.to, height)];
+      drawn[part.name] = smaller(await page.screenshot({ clip: { x: 0, y, width: 1440, height: end - y } }));
+    }
+    return drawn;
   } finally {
     await page.close();
   }

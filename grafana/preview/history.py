@@ -23,6 +23,8 @@ STEP = timedelta(minutes=5)
 _CLOSE_DAYS = 3
 _FIRST = NOW.replace(hour=0) - timedelta(days=30)
 _FAILING_SINCE = NOW - timedelta(hours=1, minutes=35)
+_REFUSED_SINCE = NOW - timedelta(minutes=50)
+_STALE_AFTER = timedelta(minutes=20)
 _OUTAGE = (NOW - timedelta(hours=4), NOW - timedelta(hours=3, minutes=30))
 
 
@@ -48,8 +50,11 @@ EXPERIMENT = _experiment()
 CAMPAIGNS: Mapping[str, tuple[CampaignModel, ...]] = {
     "europe": (EXPERIMENT, *_named(campaign_models(12), "")),
     "benelux": _named(campaign_models(5, seed=2), " NL"),
+    "outlet": _named(campaign_models(5, seed=3)[3:], " outlet"),
 }
 _FAILING = CAMPAIGNS["benelux"][-1]
+_REFUSED = "outlet"
+"""Of this workspace Braze refuses the key at the end."""
 
 
 def samples() -> Iterator[str]:
@@ -79,8 +84,14 @@ def _exposition(moment: datetime) -> Iterator[str]:
         for campaign in campaigns:
             state = _state(workspace, campaign, moment)
             yield from _lines(render([*day_rows(state), *status_rows(state, 0)]))
+        refused = workspace == _REFUSED and moment >= _REFUSED_SINCE
         shown = WorkspaceState(
-            workspace, ZONE, len(campaigns), up=True, closed=None, apis={"data_series": _api(campaigns, moment)}
+            workspace,
+            ZONE,
+            len(campaigns),
+            up=not refused,
+            closed=Reason.UNAUTHORIZED if refused else None,
+            apis={"data_series": _api(campaigns, moment, _REFUSED_SINCE if refused else None)},
         )
         yield from _lines(render(workspace_rows(shown)))
     own = exporter_rows(
@@ -97,11 +108,13 @@ def _exposition(moment: datetime) -> Iterator[str]:
 
 
 def _state(workspace: str, campaign: CampaignModel, moment: datetime) -> CampaignState:
-    """Return what polling knows of a campaign; one of them has been failing for a while at the end."""
+    """Return what polling knows of a campaign; some have been failing for a while at the end, until they are stale."""
     zone = ZoneInfo(ZONE)
     polled = moment - timedelta(seconds=(moment.timestamp() * 7 + len(campaign.name) * 41) % 300)
-    failing = campaign is _FAILING and moment >= _FAILING_SINCE
-    known = _FAILING_SINCE if failing else polled
+    since = {_REFUSED: _REFUSED_SINCE}.get(workspace, _FAILING_SINCE if campaign is _FAILING else NOW)
+    known = min(polled, since)
+    stale = moment - known > _STALE_AFTER
+    failing = campaign is _FAILING and moment >= since
     answer = data_series(campaign, known.astimezone(zone).date(), 2, now=known.timestamp(), zone=zone)
     series = parse_data_series(answer)
     return CampaignState(
@@ -110,18 +123,22 @@ def _state(workspace: str, campaign: CampaignModel, moment: datetime) -> Campaig
         campaign.id,
         campaign.name,
         300,
-        up=not failing,
+        up=not (failing or stale),
         last_success=known.timestamp(),
         polls=int((moment - _FIRST) / STEP),
         failures={Reason.TIMEOUT: 1 + int((moment - _FAILING_SINCE) / STEP)} if failing else {},
-        latest=series.latest,
-        previous=series.previous,
+        latest=None if stale else series.latest,
+        previous=None if stale else series.previous,
     )
 
 
-def _api(campaigns: tuple[CampaignModel, ...], moment: datetime) -> ApiStatistics:
-    """Return what calling the API has counted: a poll of each campaign every five minutes, and a short outage."""
-    requests = len(campaigns) * int((moment - _FIRST) / STEP)
+def _api(campaigns: tuple[CampaignModel, ...], moment: datetime, refused_since: datetime | None) -> ApiStatistics:
+    """Return what calling the API has counted: a poll of each campaign every five minutes, and a short outage.
+
+    From the time on at which the key is refused, only probes.
+    """
+    probes = 0 if refused_since is None else 1 + int((moment - refused_since) / STEP)
+    requests = len(campaigns) * int(((refused_since or moment) - _FIRST) / STEP) + probes
     begin, end = _OUTAGE
     failed = len(campaigns) * int((min(max(moment, begin), end) - begin) / STEP) // 4
     api = ApiStatistics(
@@ -131,6 +148,7 @@ def _api(campaigns: tuple[CampaignModel, ...], moment: datetime) -> ApiStatistic
     )
     api.requests = requests
     api.failures[Reason.TIMEOUT] = failed
+    api.failures[Reason.UNAUTHORIZED] = probes
     fast, usual = requests * 3 // 4, requests // 5
     api.durations[1], api.durations[2], api.durations[3] = fast, usual, requests - fast - usual
     api.duration_sum = requests * 0.2
@@ -147,11 +165,12 @@ def _with_target(series: str) -> str:
     return f'{name}{{job="braze",instance="exporter:10105"{"," + labels if labels else "}"}'
 
 
-_LABELS = (
-    f'alertname="BrazeCampaignFailing",severity="warning",workspace="benelux",'
-    f'campaign_id="{_FAILING.id}",campaign_name="{_FAILING.name}"'
+_CAMPAIGN = f'workspace="benelux",campaign_id="{_FAILING.id}",campaign_name="{_FAILING.name}"'
+_FIRING = {
+    f'alertname="BrazeCampaignFailing",severity="warning",{_CAMPAIGN}': _FAILING_SINCE,
+    f'alertname="BrazeWorkspaceUnauthorized",severity="critical",workspace="{_REFUSED}"': _REFUSED_SINCE,
+}
+_ALERTS = "".join(
+    f'ALERTS{{{labels},alertstate="firing"}} 1\nALERTS_FOR_STATE{{{labels}}} {since.timestamp():.0f}\n'
+    for labels, since in _FIRING.items()
 )
-_ALERTS = f"""\
-ALERTS{{{_LABELS},alertstate="firing"}} 1
-ALERTS_FOR_STATE{{{_LABELS}}} {_FAILING_SINCE.timestamp():.0f}
-"""

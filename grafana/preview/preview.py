@@ -9,22 +9,30 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from grafana.preview.history import EXPERIMENT, NOW, ZONE, samples
+from grafana.preview.history import CAMPAIGNS, EXPERIMENT, NOW, ZONE, samples
 from tests.history import comparison_rules
 from tests.servers import ROOT, Prometheus, find_program, running_prometheus
 
 PICTURES = ROOT / "docs/pictures"
 _DRAW = Path(__file__).with_name("draw.mjs")
-_CHOICES = {
-    "braze-overview": {},
-    "braze-campaign": {
-        "var-workspace": "europe",
-        "var-campaign": EXPERIMENT.id,
-        "text-campaign": EXPERIMENT.name,
-    },
-    "braze-deliverability": {},
-    "braze-exporter": {},
-}
+_EXPERIMENT = {"var-workspace": "europe", "var-campaign": EXPERIMENT.id}
+_ONE_CHANNEL = {"var-workspace": "europe", "var-campaign": CAMPAIGNS["europe"][1].id}
+# Each picture's dashboard and what is chosen there; its parts, which README shows, from one row's title to another's.
+_PICTURES: tuple[tuple[str, str, dict[str, str], list[dict[str, str]]], ...] = (
+    ("braze-overview", "braze-overview", {}, [{"name": "overview-part", "to": "What changed"}]),
+    (
+        "braze-campaign",
+        "braze-campaign",
+        _EXPERIMENT,
+        [
+            {"name": "campaign-part", "to": "Variations"},
+            {"name": "variations-part", "from": "Variations", "to": "History"},
+        ],
+    ),
+    ("braze-campaign-one-channel", "braze-campaign", _ONE_CHANNEL, []),
+    ("braze-deliverability", "braze-deliverability", {}, [{"name": "deliverability-part", "to": "SMS"}]),
+    ("braze-exporter", "braze-exporter", {}, [{"name": "exporter-part", "to": "Braze's API"}]),
+)
 
 
 def main() -> None:
@@ -80,7 +88,8 @@ def _draw(chromium: Path, prometheus: Prometheus) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     shared = {"prometheus": prometheus.url, "now": f"{NOW.timestamp():.0f}", "zone": ZONE}
     pictures = [
-        json.dumps({"name": uid, "address": {"dashboard": uid, **shared, **choice}}) for uid, choice in _CHOICES.items()
+        json.dumps({"name": name, "address": {"dashboard": uid, **shared, **choice}, "parts": parts})
+        for name, uid, choice, parts in _PICTURES
     ]
     subprocess.run([node, _DRAW, chromium, PICTURES, *pictures], check=True)  # noqa: S603 - a program of ours
 

@@ -17,30 +17,24 @@ from grafana.source.dashboards import (
     zone_variable,
 )
 from grafana.source.panels import (
+    DATE,
     Column,
     Look,
     Panel,
     Query,
     bar_chart,
     bar_gauge,
+    fixed_color,
+    matrix_panel,
+    noon,
     override,
+    repeated,
+    share_column,
     stat_panel,
     table_panel,
     time_series,
 )
-from grafana.source.promql import (
-    CONTENT_CARDS,
-    EMAIL,
-    EVENT,
-    IN_APP,
-    PUSH,
-    SMS,
-    VARIATION,
-    WEBHOOK,
-    WHATSAPP,
-    Selection,
-    total,
-)
+from grafana.source.promql import CAMPAIGN, EMAIL, EVENT, SMS, VARIATION, Selection, total
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,85 +46,59 @@ YESTERDAY = CHOSEN.yesterday
 ROWS = ("channel", "variation_id", "variation_name")
 LABELS = {"channel": "Channel", "variation_name": "Variation"}
 
-# Each table's channel, and the statistics that it has with Braze's words for them.
-CHANNEL_TABLES = (
-    (
-        "Email",
-        EMAIL,
-        {
-            "sent": "Sends",
-            "delivered": "Deliveries",
-            "unique_opens": "Unique Opens",
-            "opens": "Opens",
-            "machine_open": "Machine Opens",
-            "unique_clicks": "Unique Clicks",
-            "clicks": "Clicks",
-            "bounces": "Bounces",
-            "unsubscribes": "Unsubscribes",
-            "reported_spam": "Spam",
-        },
-        "Opens contain machine opens; opens and clicks may belong to earlier sends.",
-    ),
-    (
-        "Push",
-        PUSH,
-        {
-            "sent": "Sends",
-            "bounces": "Bounces",
-            "direct_opens": "Direct Opens",
-            "total_opens": "Opens",
-            "body_clicks": "Body Clicks",
-        },
-        "Opens are direct ones and those that Braze attributes to the notification.",
-    ),
-    (
-        "SMS",
-        SMS,
-        {
-            "sent": "Sends",
-            "delivered": "Confirmed Deliveries",
-            "rejected": "Rejections",
-            "delivery_failed": "Delivery Failures",
-            "clicks": "Clicks",
-            "opt_out": "Opt-Out",
-        },
-        "Carriers do not confirm every delivery.",
-    ),
-    (
-        "WhatsApp",
-        WHATSAPP,
-        {"sent": "Sends", "delivered": "Deliveries", "read": "Reads", "failed": "Failures"},
-        "Reads are known of people who send read receipts.",
-    ),
-    (
-        "In-App Message",
-        IN_APP,
-        {
-            "impressions": "Impressions",
-            "clicks": "Clicks",
-            "first_button_clicks": "Button 1 Clicks",
-            "second_button_clicks": "Button 2 Clicks",
-        },
-        "In-app messages have impressions instead of sends.",
-    ),
-    (
-        "Content Cards",
-        CONTENT_CARDS,
-        {
-            "sent": "Sends",
-            "unique_impressions": "Unique Impressions",
-            "unique_clicks": "Unique Clicks",
-            "unique_dismissals": "Unique Dismissals",
-        },
-        "Uniques count people once a day.",
-    ),
-    (
-        "Webhook",
-        WEBHOOK,
-        {"sent": "Sends", "errors": "Errors"},
-        "Errors are part of the sends.",
-    ),
+NOT_SMS = 'channel!="sms"'
+
+# What Braze reports of messages, in the order in which a person reads it: Braze's word, the statistic, and the channels
+# that have this word for it where others have another. A channel has some of them.
+STATISTICS = (
+    ("Sends", "sent", ()),
+    ("Impressions", "impressions", ()),
+    ("Deliveries", "delivered", (NOT_SMS,)),
+    ("Confirmed Deliveries", "delivered", (SMS,)),
+    ("Unique Impressions", "unique_impressions", ()),
+    ("Unique Opens", "unique_opens", ()),
+    ("Opens", "opens", ()),
+    ("Machine Opens", "machine_open", ()),
+    ("Direct Opens", "direct_opens", ()),
+    ("Opens", "total_opens", ()),
+    ("Reads", "read", ()),
+    ("Unique Clicks", "unique_clicks", ()),
+    ("Clicks", "clicks", ()),
+    ("Body Clicks", "body_clicks", ()),
+    ("Button 1 Clicks", "first_button_clicks", ()),
+    ("Button 2 Clicks", "second_button_clicks", ()),
+    ("Unique Dismissals", "unique_dismissals", ()),
+    ("Conversions", "conversions", (EVENT,)),
+    ("Bounces", "bounces", ()),
+    ("Rejections", "rejected", ()),
+    ("Delivery Failures", "delivery_failed", ()),
+    ("Failures", "failed", ()),
+    ("Errors", "errors", ()),
+    ("Unsubscribes", "unsubscribes", ()),
+    ("Opt-Out", "opt_out", ()),
+    ("Spam", "reported_spam", ()),
 )
+REACTIONS = {
+    "opens": "opens",
+    "machine opens": "machine_open",
+    "push opens": "total_opens",
+    "reads": "read",
+    "clicks": "clicks",
+    "push body clicks": "body_clicks",
+    "card clicks": "total_clicks",
+}
+# The way of a message from the sender to what it is for. A channel has some of the stages.
+STAGES = {
+    "Sends": "sent",
+    "Impressions": "impressions",
+    "Deliveries": "delivered",
+    "Unique Impressions": "unique_impressions",
+    "Unique Opens": "unique_opens",
+    "Opens": "total_opens",
+    "Reads": "read",
+    "Unique Clicks": "unique_clicks",
+    "Body Clicks": "body_clicks",
+}
 
 
 def campaign() -> dashboard.Dashboard:
@@ -149,12 +117,12 @@ def campaign() -> dashboard.Dashboard:
         ),
         rows=(
             Row("Today, in days of ${zone:csv}", _today()),
-            Row("Yesterday, complete", (*map(_channel_table, CHANNEL_TABLES), _funnel())),
+            Row("Yesterday, complete, by channel", _yesterday()),
             Row("Variations against the control group, the last 28 complete days", _variations()),
             Row("History", _history()),
         ),
         since="now-28d",
-        marks_day_change=("Today against the last four weeks", "Sends per hour", "Opens and clicks per hour (Email)"),
+        marks_day_change=("Today against the last four weeks", "Messages per hour", "Opens, reads and clicks per hour"),
     )
 
 
@@ -165,13 +133,14 @@ def _today() -> tuple[dashboard.Panel, ...]:
         stat_panel(
             Panel(
                 "Day shown",
-                "Start of the newest day that Braze answers with, in the workspace's time zone, written in yours.",
+                "The newest day that Braze answers with, in the workspace's time zone. Right where yours is less than "
+                "12 hours away.",
                 "The campaign has no data: see the dashboard Exporter health.",
-                unit="dateTimeAsIso",
+                unit=DATE,
                 first="text",
                 width=8,
             ),
-            Query("day", f"max({CHOSEN.day()}) * 1000"),
+            Query("day", noon(f"max({CHOSEN.day()})")),
         ),
         stat_panel(
             Panel("Sent today", "Sends so far; of in-app messages the impressions.", no_sends, first="text", width=8),
@@ -209,89 +178,101 @@ def _today() -> tuple[dashboard.Panel, ...]:
             look=Look(
                 null_after=600_000,
                 overrides=(
-                    override("today", custom__lineWidth=3, color=_fixed("blue")),
+                    override("today", custom__lineWidth=3, color=fixed_color("blue")),
                     override(
                         "a week ago",
                         custom__lineStyle={"fill": "dash", "dash": [10, 10]},
                         custom__lineWidth=1,
-                        color=_fixed("text"),
+                        color=fixed_color("text"),
                     ),
-                    override("lowest", custom__lineWidth=0, color=_fixed("green")),
+                    override("lowest", custom__lineWidth=0, color=fixed_color("green")),
                     override(
                         "highest",
                         custom__lineWidth=0,
                         custom__fillBelowTo="lowest",
                         custom__fillOpacity=15,
-                        color=_fixed("green"),
+                        color=fixed_color("green"),
                     ),
                 ),
             ),
         ),
         time_series(
             Panel(
-                "Sends per hour",
-                "Messages sent in the hour before each point, exact across midnight.",
-                "No sends in these channels, or under an hour of history. In-app messages have no sends.",
+                "Messages per hour",
+                "Sends in the hour before each point, exact across midnight; of in-app messages the impressions.",
+                "Nothing in these channels, or under an hour of history.",
                 interval="1h",
                 span="2d",
                 least=0,
             ),
             Query("{{channel}}", CHOSEN.hourly(("channel",), "sent")),
+            Query("{{channel}}", CHOSEN.hourly(("channel",), "impressions")),
             look=Look("bars", stacked=True),
         ),
         time_series(
             Panel(
-                "Opens and clicks per hour (Email)",
-                "When people react. Opens contain the machine opens, which are shown beside them.",
-                "The campaign has no emails.",
+                "Opens, reads and clicks per hour",
+                "When people react, in the chosen channels together. Opens of emails contain the machine opens, which "
+                "are drawn beside them, too.",
+                "Nothing was opened, read or clicked in these channels.",
                 interval="1h",
                 span="2d",
                 least=0,
             ),
-            Query("opens", CHOSEN.hourly((), "opens", EMAIL)),
-            Query("machine opens", CHOSEN.hourly((), "machine_open", EMAIL)),
-            Query("clicks", CHOSEN.hourly((), "clicks", EMAIL)),
-            look=Look("bars"),
+            *(Query(name, CHOSEN.hourly((), statistic)) for name, statistic in REACTIONS.items()),
+            look=Look(overrides=(override("machine opens", custom__lineStyle={"fill": "dash", "dash": [10, 10]}),)),
         ),
     )
 
 
-def _channel_table(entry: tuple[str, str, dict[str, str], str]) -> dashboard.Panel:
-    name, matcher, statistics, remark = entry
-    return table_panel(
-        Panel(
-            f"{name} by variation",
-            f"Yesterday, a line for each variation. {remark} The control group is absent: it receives nothing.",
-            f"Sends no {name}, or none yesterday.",
-            width=24 if name == "Email" else 12,
-            height=6,
-        ),
-        *(Column(word, total(YESTERDAY(statistic, matcher), ROWS)) for statistic, word in statistics.items()),
-        labels=LABELS,
-        hidden=("variation_id",),
+def _yesterday() -> tuple[dashboard.Panel, ...]:
+    channel = ('channel=~"$channel"',)
+    statistics = tuple(
+        (word, statistic, (*channel, *matchers) if matchers else ()) for word, statistic, matchers in STATISTICS
     )
-
-
-def _funnel() -> dashboard.Panel:
-    stages = {
-        "Sends": "sent",
-        "Deliveries": "delivered",
-        "Unique Opens": "unique_opens",
-        "Unique Clicks": "unique_clicks",
-    }
-    return bar_gauge(
-        Panel(
-            "Funnel (Email)",
-            "Yesterday from sends to conversions. Opens and clicks may belong to earlier sends; conversions are those "
-            "of event $event that Braze attributes to yesterday's sends of the whole campaign, in all channels.",
-            "Sends no Email, or none yesterday.",
-            first="blue",
-            least=0,
-            width=24,
-            height=7,
+    conversions = total(YESTERDAY("conversions_by_send_time", EVENT))
+    of_campaign = total(CHOSEN.campaign_yesterday("conversions_by_send_time", EVENT))
+    return (
+        repeated(
+            matrix_panel(
+                Panel(
+                    "${channel:text} by variation, yesterday",
+                    "Each variation's numbers of the last complete day; variations of one name are added up. Opens "
+                    "of emails contain machine opens; those of push are direct ones and others that Braze attributes "
+                    "to it. Carriers do not confirm every delivery. Opens and clicks may belong to earlier sends. "
+                    "Conversions: event $event, on the day they happened, where the campaign has several variations. "
+                    "The control group receives nothing.",
+                    "Nothing in this channel yesterday.",
+                    width=24,
+                    height=6,
+                ),
+                CHOSEN.statistics_yesterday(("channel", "variation_name"), statistics),
+                row=("variation_name", "Variation"),
+                column="statistic",
+                order=list(dict.fromkeys(word for word, _, _ in STATISTICS)),
+            ),
+            "channel",
         ),
-        *(Query(word, total(YESTERDAY(statistic, EMAIL))) for word, statistic in stages.items()),
-        Query("Conversions", total(CHOSEN.campaign_yesterday("conversions_by_send_time", EVENT))),
+        repeated(
+            bar_gauge(
+                Panel(
+                    "${channel:text}: from sends to conversions, yesterday",
+                    "How many of the last complete day's messages came how far. Opens and clicks may belong to earlier "
+                    "sends. Conversions are those of event $event that Braze attributes to the day's sends, of the "
+                    "whole campaign where Braze does not report them of the channel; they grow until the conversion "
+                    "window closes.",
+                    "Nothing in this channel yesterday.",
+                    first="blue",
+                    width=24,
+                    height=7,
+                ),
+                *(Query(word, total(YESTERDAY(statistic))) for word, statistic in STAGES.items()),
+                Query("Conversions", conversions),
+                Query("Conversions, all channels", f"{of_campaign}\nunless on () {conversions}"),
+            ),
+            "channel",
+            across=3,
+        ),
     )
 
 
@@ -302,9 +283,18 @@ def _variations() -> tuple[dashboard.Panel, ...]:
     recipients = CHOSEN.recorded("variation:braze_message_unique_recipients:sum28d")
     revenue = CHOSEN.recorded("variation:braze_message_revenue_dollars:sum28d")
     unknown = (
-        "Nothing recorded: the rules braze-ab of deploy/prometheus/rules are not loaded, or there is no complete day."
+        "Nothing to compare: Braze reports recipients and conversions of variations where a campaign has several. If "
+        "it has, the rules braze-ab of deploy/prometheus/rules are not loaded, or there is no complete day yet."
     )
-    verdict = f"(({recorded('z28d')} > bool 1.96) - ({recorded('z28d')} < bool -1.96))\nor {recorded('sum28d')} * 0 + 9"
+    control = CHOSEN.recorded("variation:braze_control_group:group")
+    has_control = CHOSEN.recorded("control_group:braze_message_unique_recipients:sum28d", of=(*CAMPAIGN, "channel"))
+    compared = recorded("sum28d")
+    verdict = (
+        f"({recorded('z28d')} > bool 1.96) - ({recorded('z28d')} < bool -1.96)\n"
+        f"or {control} * 0 + 8\n"
+        f"or ({compared} * 0 + 7 unless on (workspace, campaign_id, channel) {has_control})\n"
+        f"or {compared} * 0 + 9"
+    )
     return (
         table_panel(
             Panel(
@@ -313,18 +303,19 @@ def _variations() -> tuple[dashboard.Panel, ...]:
                 "days. Lift: the rate over the control group's, minus 1, with its 95 % interval (of the log ratio). "
                 "Confidence: two-sided. All from ten conversions in both groups on. Neither corrected for looking "
                 "every day nor for several variations: 95 % is worth a look, the decision is due on the date planned "
-                "before. Who converted on several days counts on each.",
+                "before. Better or worse than control: from 95 % confidence on. Who converted on several days counts "
+                "on each.",
                 unknown,
                 width=24,
             ),
             Column("Unique Recipients", recipients),
             Column("Conversions", recorded("sum28d")),
-            Column("Conversion Rate", recorded("ratio28d"), unit="percentunit", decimals=2),
+            share_column("Conversion Rate", recorded("ratio28d"), decimals=2),
             Column("Revenue per recipient", f"{revenue}\n/ ({recipients} > 0)", unit="currencyUSD", decimals=2),
-            Column("Lift", recorded("lift28d"), unit="percentunit", decimals=1),
-            Column("Lift, lower", recorded("lift28d_lower"), unit="percentunit", decimals=1),
-            Column("Lift, upper", recorded("lift28d_upper"), unit="percentunit", decimals=1),
-            Column("Confidence", recorded("confidence28d"), unit="percentunit", decimals=1),
+            share_column("Lift", recorded("lift28d")),
+            share_column("Lift, lower", recorded("lift28d_lower")),
+            share_column("Lift, upper", recorded("lift28d_upper")),
+            share_column("Confidence", recorded("confidence28d")),
             Column(
                 "Verdict",
                 verdict,
@@ -332,9 +323,11 @@ def _variations() -> tuple[dashboard.Panel, ...]:
                     ("1", "better than control", "green"),
                     ("0", "no difference shown", "text"),
                     ("-1", "worse than control", "red"),
-                    ("9", "control group, or not enough data yet", "semi-dark-blue"),
+                    ("8", "control group", "text"),
+                    ("7", "no control group", "text"),
+                    ("9", "not enough data yet", "text"),
                 ),
-                width=260,
+                width=180,
             ),
             labels=LABELS,
             hidden=("variation_id", "campaign_id", "workspace"),
@@ -346,8 +339,7 @@ def _variations() -> tuple[dashboard.Panel, ...]:
                 "(rate - rate of the control group) x recipients, added up over the variations: what would not have "
                 "happened without the campaign, in 28 complete days. From ten conversions in both groups on.",
                 "No control group, or not enough data yet.",
-                first="red",
-                steps=((0, "green"),),
+                first="text",
                 width=8,
                 height=8,
             ),
@@ -358,9 +350,8 @@ def _variations() -> tuple[dashboard.Panel, ...]:
                 "Conversion rate by day and variation",
                 "Does the difference hold day after day? Conversions of event $event on the day / unique recipients "
                 "of the day. Blank below 50 recipients.",
-                "No variation had 50 recipients on a complete day and conversion event $event.",
+                "No variation had 50 recipients on a complete day and the conversion event chosen above.",
                 unit="percentunit",
-                decimals=2,
                 interval="1d",
                 least=0,
                 width=24,
@@ -408,14 +399,14 @@ def _history() -> tuple[dashboard.Panel, ...]:
     return (
         time_series(
             Panel(
-                "Sends per day",
-                "One value for each complete day, drawn at its own date; yesterday appears when the workspace's day "
-                "is six hours old. In-app messages have impressions instead.",
-                "No complete day of sends in these channels yet.",
+                "Messages per day",
+                "Sends of each complete day, of in-app messages the impressions, drawn at the day's own date; "
+                "yesterday appears when the workspace's day is six hours old.",
+                "No complete day in these channels yet.",
                 interval="1d",
                 least=0,
             ),
-            Query("{{channel}}", CHOSEN.daily(("channel",), YESTERDAY("sent"))),
+            Query("{{channel}}", CHOSEN.daily(("channel",), CHOSEN.volume_yesterday())),
             look=Look("bars", stacked=True),
         ),
         time_series(
@@ -425,7 +416,6 @@ def _history() -> tuple[dashboard.Panel, ...]:
                 "opens and clicks also come on days without sends.",
                 "Sends no Email, or under 100 on every complete day.",
                 unit="percentunit",
-                decimals=2,
                 interval="1d",
                 least=0,
             ),
@@ -440,7 +430,7 @@ def _history() -> tuple[dashboard.Panel, ...]:
                 "Conversions and revenue per day",
                 "Conversions of event $event on the day they happened, and the revenue that Braze attributes to the "
                 "campaign. All channels and variations.",
-                "No conversion event $event and no revenue on a complete day yet.",
+                "Neither the conversion event chosen above nor revenue on a complete day yet.",
                 interval="1d",
                 least=0,
             ),
@@ -478,10 +468,6 @@ def _history() -> tuple[dashboard.Panel, ...]:
             look=Look(overrides=(override("conversions by send time", custom__axisPlacement="right"),)),
         ),
     )
-
-
-def _fixed(color: str) -> dict[str, str]:
-    return {"mode": "fixed", "fixedColor": color}
 
 
 _BETWEEN = " · "

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from grafana_foundation_sdk.models import dashboard, prometheus
 
-from grafana.source.panels import DATASOURCE, WIDTH
+from grafana.source.channels import CHANNELS
+from grafana.source.panels import DATASOURCE, WIDTH, table_panel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from grafana.source.panels import DataLink
+    from grafana.source.panels import Column, DataLink, Panel
+    from grafana.source.promql import Selection
 
 TAG = "braze"
 CAMPAIGN_UID = "braze-campaign"
@@ -108,14 +110,25 @@ def campaign_variable(*, single: bool = False) -> dashboard.VariableModel:
 
 
 def channel_variable() -> dashboard.VariableModel:
-    """Make the variable of the channels that the chosen campaigns use, by Braze's API keys."""
-    return query_variable(
+    """Make the variable of the channels that the chosen campaigns use.
+
+    The value is the key that Braze's API has, the text Braze's word, or the key where none is known.
+    """
+    channels = (
+        'group by (channel) ({__name__=~"braze_message_(sent|impressions)",workspace=~"$workspace",'
+        'campaign_id=~"$campaign"})'
+    )
+    named = f'label_join({channels}, "name", "", "channel")'
+    for key, word in CHANNELS.items():
+        named = f'label_replace({named}, "name", "{word}", "channel", "{key}")'
+    variable = query_variable(
         "channel",
         "Channel",
-        'label_values({__name__=~"braze_message_(sent|impressions)",workspace=~"$workspace",campaign_id=~"$campaign"},'
-        " channel)",
-        "By the key that Braze's API has for it; totals of campaigns and panels about one channel do not follow it",
+        f"query_result({named})",
+        "Channels of the chosen campaigns; totals of campaigns and panels about one channel do not follow it",
     )
+    variable.regex = r'/channel="(?<value>[^"]+)",\s*name="(?<text>[^"]+)"/'
+    return variable
 
 
 def variation_variable() -> dashboard.VariableModel:
@@ -158,6 +171,33 @@ def zone_variable() -> dashboard.VariableModel:
     variable.all_value = None  # so that All is a list of them
     variable.skip_url_sync = True
     return variable
+
+
+def campaign_table(
+    panel: Panel,
+    *columns: Column,
+    selection: Selection,
+    sort: str,
+    labels: Mapping[str, str] | None = None,
+    last: Sequence[str] = (),
+    limit: int | None = None,
+    event: bool = True,
+) -> dashboard.Panel:
+    """Make a table with a row for each campaign by its name, which leads to the campaign.
+
+    The columns' expressions are by workspace and campaign, and by `labels` that are shown beside these; `event` says
+    whether the dashboard has the variable of that name. The rest is as for all tables.
+    """
+    return table_panel(
+        panel,
+        *(replace(column, expression=selection.named(column.expression)) for column in columns),
+        labels={"campaign_name": "Campaign", "workspace": "Workspace", **(labels or {})},
+        hidden=("campaign_id",),
+        links=(campaign_link(event=event),),
+        last=last,
+        sort=sort,
+        limit=limit,
+    )
 
 
 def campaign_link(*, event: bool = True) -> DataLink:

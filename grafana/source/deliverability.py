@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING
 
 from grafana.source.dashboards import (
     Row,
-    campaign_link,
+    campaign_table,
     campaign_variable,
     make_dashboard,
     workspace_variable,
     zone_variable,
 )
-from grafana.source.panels import Column, Look, Panel, Query, bar_gauge, stat_panel, table_panel, time_series
+from grafana.source.panels import Column, Look, Panel, Query, bar_gauge, share_column, stat_panel, time_series
 from grafana.source.promql import CAMPAIGN, EMAIL, PUSH, SMS, WEBHOOK, WHATSAPP, Selection, highest, ratio, total
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.models import dashboard
+
+    from grafana.source.panels import Steps
 
 CHOSEN = Selection()
 YESTERDAY = CHOSEN.yesterday
@@ -56,6 +58,7 @@ def deliverability() -> dashboard.Dashboard:
 
 def _email_now() -> tuple[dashboard.Panel, ...]:
     reports, sends = YESTERDAY("reported_spam", EMAIL), YESTERDAY("sent", EMAIL)
+    enough = f"{CHOSEN.week_of_days(CAMPAIGN, reports)} >= 5"
     return (
         stat_panel(
             Panel(
@@ -97,40 +100,25 @@ def _email_now() -> tuple[dashboard.Panel, ...]:
             ),
             Query("unsubscribes", _yesterday_rate("unsubscribes", "delivered", EMAIL, ())),
         ),
-        bar_gauge(
-            Panel(
-                "Bounce rate by campaign, yesterday",
-                "Bounces / sends of emails, the ten worst campaigns of those with at least 100 sends.",
-                "No campaign sent 100 emails yesterday.",
-                unit="percentunit",
-                decimals=2,
-                steps=BOUNCES,
-                least=0,
-            ),
-            Query("{{campaign_name}}", _worst("bounces", EMAIL)),
-        ),
-        table_panel(
+        _worst("Bounce rate by campaign, yesterday", "Bounces", "bounces", EMAIL, "emails", BOUNCES, width=12),
+        campaign_table(
             Panel(
                 "Spam reports by campaign, 7 days",
                 "Campaigns with at least five reports in seven complete days, and reports / sends where there were "
                 "1,000 sends.",
                 "No campaign had five spam reports.",
             ),
-            Column("Reports", CHOSEN.named(f"{CHOSEN.week_of_days(CAMPAIGN, reports)} >= 5")),
-            Column(
+            Column("Reports", enough),
+            share_column(
                 "Rate",
-                CHOSEN.named(
-                    f"{ratio(CHOSEN.week_of_days(CAMPAIGN, reports), CHOSEN.week_of_days(CAMPAIGN, sends), least=1000)}"
-                    f"\nand {CHOSEN.week_of_days(CAMPAIGN, reports)} >= 5"
-                ),
-                unit="percentunit",
+                f"{ratio(CHOSEN.week_of_days(CAMPAIGN, reports), CHOSEN.week_of_days(CAMPAIGN, sends), least=1000)}"
+                f"\nand {enough}",
                 decimals=3,
                 steps=SPAM,
             ),
-            labels={"campaign_name": "Campaign", "workspace": "Workspace"},
-            hidden=("campaign_id",),
-            links=(campaign_link(event=False),),
+            selection=CHOSEN,
             sort="Reports",
+            event=False,
         ),
     )
 
@@ -149,7 +137,6 @@ def _email_by_day() -> tuple[dashboard.Panel, ...]:
                 "unsubscribes also come on days without sends.",
                 "No complete day with 1,000 emails yet.",
                 unit="percentunit",
-                decimals=3 if steps is SPAM else 2,
                 steps=steps,
                 interval="1d",
                 least=0,
@@ -169,17 +156,17 @@ def _bouncing_now() -> dashboard.Panel:
     return time_series(
         Panel(
             "Emails bouncing now",
-            "Bounces of the last hour / sends of the last hour, within the running day. Blank below 100 sends.",
+            "Bounces of the last hour / sends of the last hour, within the running day: at each time the ten worst "
+            "campaigns. Blank below 100 sends.",
             "No campaign sent 100 emails within an hour.",
             unit="percentunit",
-            decimals=2,
             steps=BOUNCES,
             span="24h",
             least=0,
             width=24,
         ),
-        Query("{{campaign_name}}", CHOSEN.named(CHOSEN.last_hour_ratio(CAMPAIGN, "bounces", "sent", EMAIL, 100))),
-        look=Look("points and lines", threshold_lines=True),
+        _worst_hour("bounces", EMAIL),
+        look=Look("broken line", threshold_lines=True),
     )
 
 
@@ -192,7 +179,6 @@ def _text_messages() -> tuple[dashboard.Panel, ...]:
                 "(Rejections + delivery failures) / sends, for each complete day and workspace. Blank below 100 sends.",
                 "No complete day with 100 text messages yet.",
                 unit="percentunit",
-                decimals=2,
                 steps=SMS_FAILURES,
                 interval="1d",
                 least=0,
@@ -201,31 +187,9 @@ def _text_messages() -> tuple[dashboard.Panel, ...]:
             Query("{{workspace}}", CHOSEN.daily_ratio(WORKSPACE, failures, YESTERDAY("sent", SMS), least=100)),
             look=Look("points and lines", threshold_lines=True),
         ),
-        bar_gauge(
-            Panel(
-                "SMS opt-out rate yesterday",
-                "Opt-outs / sends, the ten worst campaigns of those with at least 100 sends.",
-                "No campaign sent 100 text messages yesterday.",
-                unit="percentunit",
-                decimals=2,
-                steps=OPT_OUTS,
-                least=0,
-                width=8,
-            ),
-            Query("{{campaign_name}}", _worst("opt_out", SMS)),
-        ),
-        bar_gauge(
-            Panel(
-                "WhatsApp failure rate yesterday",
-                "Failures / sends, the ten worst campaigns of those with at least 100 sends.",
-                "No campaign sent 100 WhatsApp messages yesterday.",
-                unit="percentunit",
-                decimals=2,
-                steps=WHATSAPP_FAILURES,
-                least=0,
-                width=8,
-            ),
-            Query("{{campaign_name}}", _worst("failed", WHATSAPP)),
+        _worst("SMS opt-out rate yesterday", "Opt-outs", "opt_out", SMS, "text messages", OPT_OUTS),
+        _worst(
+            "WhatsApp failure rate yesterday", "Failures", "failed", WHATSAPP, "WhatsApp messages", WHATSAPP_FAILURES
         ),
     )
 
@@ -241,7 +205,7 @@ def _push_and_webhooks() -> tuple[dashboard.Panel, ...]:
                 unit="percentunit",
                 decimals=2,
                 steps=PUSH_BOUNCES,
-                least=0,
+                most=PUSH_BOUNCES[-1][0],
                 width=8,
             ),
             Query("{{channel}}", _yesterday_rate("bounces", "sent", PUSH, ("channel",))),
@@ -249,38 +213,57 @@ def _push_and_webhooks() -> tuple[dashboard.Panel, ...]:
         time_series(
             Panel(
                 "Webhook error rate, last hour",
-                "Errors / sends of the last hour, within the running day. Braze itself warns only above 100,000 errors "
-                "a day. Blank below 100 sends.",
+                "Errors / sends of the last hour, within the running day: at each time the ten worst campaigns. Braze "
+                "itself warns only above 100,000 errors a day. Blank below 100 sends.",
                 "No campaign called 100 webhooks within an hour.",
                 unit="percentunit",
-                decimals=1,
                 steps=WEBHOOK_ERRORS,
                 span="24h",
                 least=0,
                 width=8,
             ),
-            Query("{{campaign_name}}", CHOSEN.named(CHOSEN.last_hour_ratio(CAMPAIGN, "errors", "sent", WEBHOOK, 100))),
-            look=Look("points and lines", threshold_lines=True),
+            _worst_hour("errors", WEBHOOK),
+            look=Look("broken line", threshold_lines=True),
         ),
         time_series(
             Panel(
                 "Webhook errors per hour",
-                "Errors in the hour before each point, exact across midnight.",
+                "Errors in the hour before each point, exact across midnight: at each time the ten campaigns with the "
+                "most.",
                 "No campaign calls webhooks.",
                 interval="1h",
                 span="3d",
                 least=0,
                 width=8,
             ),
-            Query("{{campaign_name}}", CHOSEN.named(CHOSEN.hourly(CAMPAIGN, "errors", WEBHOOK))),
+            Query("{{campaign_name}}", highest(10, CHOSEN.named(CHOSEN.hourly(CAMPAIGN, "errors", WEBHOOK)))),
             look=Look("bars", stacked=True),
         ),
     )
+
+
+def _worst_hour(statistic: str, matcher: str) -> Query:
+    rate = CHOSEN.last_hour_ratio(CAMPAIGN, statistic, "sent", matcher, 100)
+    return Query("{{campaign_name}}", highest(10, CHOSEN.named(rate)))
 
 
 def _yesterday_rate(numerator: str, denominator: str, matcher: str, by: tuple[str, ...]) -> str:
     return ratio(total(YESTERDAY(numerator, matcher), by), total(YESTERDAY(denominator, matcher), by), least=100)
 
 
-def _worst(numerator: str, matcher: str) -> str:
-    return highest(10, CHOSEN.named(_yesterday_rate(numerator, "sent", matcher, CAMPAIGN)))
+def _worst(
+    title: str, words: str, statistic: str, matcher: str, messages: str, steps: Steps, *, width: int = 8
+) -> dashboard.Panel:
+    return bar_gauge(
+        Panel(
+            title,
+            f"{words} / sends of {messages}, the ten worst campaigns of those with at least 100 sends.",
+            f"No campaign sent 100 {messages} yesterday.",
+            unit="percentunit",
+            decimals=2,
+            steps=steps,
+            most=steps[-1][0],  # a full bar is where it is red, not where the worst campaign is
+            width=width,
+        ),
+        Query("{{campaign_name}}", highest(10, CHOSEN.named(_yesterday_rate(statistic, "sent", matcher, CAMPAIGN)))),
+    )

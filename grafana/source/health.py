@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from grafana.source.dashboards import Row, campaign_link, make_dashboard, query_variable, workspace_variable
-from grafana.source.panels import Column, Look, Panel, Query, override, stat_panel, table_panel, time_series
+from grafana.source.dashboards import Row, campaign_table, make_dashboard, query_variable, workspace_variable
+from grafana.source.panels import (
+    DATE,
+    Column,
+    Look,
+    Panel,
+    Query,
+    age_column,
+    noon,
+    override,
+    share_column,
+    stat_panel,
+    table_panel,
+    time_series,
+)
+from grafana.source.promql import Selection
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.models import dashboard
@@ -13,14 +27,11 @@ if TYPE_CHECKING:
 W = 'workspace=~"$workspace"'
 JOB = 'job=~"$job"'
 RATE = "$__rate_interval"
-LAST_SUCCESS = f"max by (workspace, campaign_id) (braze_campaign_last_success_timestamp_seconds{{{W}}})"
-UP = f"max by (workspace, campaign_id) (braze_campaign_up{{{W}}})"
-DAY = f"max by (workspace, campaign_id) (braze_campaign_day_timestamp_seconds{{{W}}})"
+CHOSEN = Selection(campaigns=W)
+LAST_SUCCESS = CHOSEN.status("last_success_timestamp_seconds")
+UP = CHOSEN.status("up")
 BUDGET = f"min_over_time(braze_api_rate_limit_remaining{{{W}}}[10m])\n/ braze_api_rate_limit{{{W}}}"
-NAMES = (
-    f"topk by (workspace, campaign_id) (1, group by (workspace, campaign_id, campaign_name) (braze_campaign_up{{{W}}}))"
-)
-NAMED = f"on (workspace, campaign_id) group_left (campaign_name) {NAMES}"
+_FAILURES = 150  # pixels of that column, so that the reason stands beside it
 NOT_SCRAPED = "Nothing: does Prometheus scrape the exporter?"
 
 
@@ -45,14 +56,20 @@ def health() -> dashboard.Dashboard:
 
 
 def _state() -> tuple[dashboard.Panel, ...]:
+    started = (
+        f"max by (version, python_version, instance) (braze_exporter_build_info{{{JOB}}}\n"
+        f"* on (job, instance) group_left () process_start_time_seconds{{{JOB}}}) * 1000"
+    )
     campaigns = f"count by (workspace) ({UP})"
+    failures = f"sum by (workspace, reason) (increase(braze_api_request_failures_total{{{W}}}[1h])) > 0"
     return (
         table_panel(
             Panel(
                 "Workspaces",
                 "Up: Braze accepts the key and some campaign was polled within two intervals. Failing: campaigns whose "
                 "last poll failed. Oldest data: of the campaign that waits longest. Budget left: the lowest share of "
-                "Braze's rate limit in ten minutes. Newest day: its start, written in your time zone.",
+                "Braze's rate limit in ten minutes. Newest day: of all that Braze answers with. Failures in an hour: "
+                "requests that failed for the most frequent reason, which stands beside them.",
                 NOT_SCRAPED,
                 width=24,
                 height=7,
@@ -65,27 +82,23 @@ def _state() -> tuple[dashboard.Panel, ...]:
             ),
             Column("Campaigns", campaigns),
             Column("Failing", f"count by (workspace) ({UP} == 0)\nor {campaigns} * 0", steps=((1, "orange"),)),
-            Column(
-                "Oldest data",
-                f"max by (workspace) (time() - {LAST_SUCCESS})",
-                unit="s",
-                decimals=0,
-                steps=((1200, "orange"), (7200, "red")),
-            ),
-            Column(
+            age_column("Oldest data", f"max by (workspace) (time() - {LAST_SUCCESS})"),
+            share_column(
                 "Budget left",
                 f"min by (workspace) ({BUDGET})",
-                unit="percentunit",
                 decimals=0,
                 steps=((0, "red"), (0.1, "orange"), (0.25, "text")),
             ),
             Column(
                 "Newest day",
-                f"max by (workspace) (braze_campaign_day_timestamp_seconds{{{W}}}) * 1000",
-                unit="dateTimeAsIso",
+                noon(f"max by (workspace) (braze_campaign_day_timestamp_seconds{{{W}}})"),
+                unit=DATE,
             ),
-            labels={"workspace": "Workspace"},
+            Column("Failures in an hour", f"topk by (workspace) (1, {failures})", decimals=0, width=_FAILURES),
+            labels={"workspace": "Workspace", "reason": "For the reason"},
+            last=("reason",),
         ),
+        _failing_campaigns(),
         stat_panel(
             Panel(
                 "Configuration",
@@ -96,7 +109,7 @@ def _state() -> tuple[dashboard.Panel, ...]:
                 steps=((1, "green"),),
                 words=(("1", "loaded", "green"), ("0", "refused, the old one is in force", "red")),
                 width=6,
-                height=6,
+                height=5,
             ),
             Query("configuration", f"min(braze_exporter_config_last_reload_successful{{{JOB}}})"),
         ),
@@ -107,8 +120,8 @@ def _state() -> tuple[dashboard.Panel, ...]:
                 "of limits.series or limits.series_per_campaign.",
                 NOT_SCRAPED,
                 first="text",
-                width=8,
-                height=6,
+                width=6,
+                height=5,
             ),
             Query("served", f"max(max by (instance) (braze_exporter_series{{{JOB}}}))"),
             Query(
@@ -119,12 +132,12 @@ def _state() -> tuple[dashboard.Panel, ...]:
         table_panel(
             Panel(
                 "Replicas and versions",
-                "Running replicas with their versions. More than one version: a rollout hangs.",
+                "Running replicas with their versions, and when they started. More than one version: a rollout hangs.",
                 NOT_SCRAPED,
-                width=10,
-                height=6,
+                width=12,
+                height=5,
             ),
-            Column("Replicas", f"count by (version, python_version, instance) (braze_exporter_build_info{{{JOB}}})"),
+            Column("Started", started, unit="dateTimeFromNow"),
             labels={"instance": "Instance", "version": "Version", "python_version": "Python"},
         ),
     )
@@ -132,20 +145,18 @@ def _state() -> tuple[dashboard.Panel, ...]:
 
 def _freshness() -> tuple[dashboard.Panel, ...]:
     ages = f"time() - {LAST_SUCCESS}"
-    failing = f"({LAST_SUCCESS}\nand on (workspace, campaign_id) ({UP} == 0))"
-    failures = f"sum by (workspace, campaign_id, reason) (increase(braze_campaign_poll_failures_total{{{W}}}[1h])) > 0"
     return (
         time_series(
             Panel(
                 "Age of the data",
-                "Time since the last successful poll: of half of the campaigns at most the median, of the one that "
+                "Minutes since the last successful poll: of half of the campaigns at most the median, of the one that "
                 "waits longest the oldest. Logarithmic.",
                 NOT_SCRAPED,
-                unit="s",
+                unit="suffix:min",
             ),
-            Query("median", f"quantile(0.5, {ages})"),
-            Query("99 %", f"quantile(0.99, {ages})"),
-            Query("oldest", f"max({ages})"),
+            Query("median", f"quantile(0.5, {ages}) / 60"),
+            Query("99 %", f"quantile(0.99, {ages}) / 60"),
+            Query("oldest", f"max({ages}) / 60"),
             look=Look(logarithmic=True),
         ),
         time_series(
@@ -154,34 +165,41 @@ def _freshness() -> tuple[dashboard.Panel, ...]:
                 "Climbs to 24 hours and falls to 0 at the workspace's midnight. Over 25 hours: the days in Braze's "
                 "answers do not move on, or its time zone is configured wrongly; below 0: the time zone is wrong.",
                 NOT_SCRAPED,
-                unit="s",
+                unit="suffix:h",
                 first="red",
-                steps=((0, "green"), (90_000, "red")),
+                steps=((0, "green"), (25, "red")),
+                room=25,
             ),
-            Query("{{workspace}}", f"min by (workspace) (time() - {DAY})"),
+            Query("{{workspace}}", f"min by (workspace) (time() - {CHOSEN.day()}) / 3600"),
             look=Look(threshold_lines=True),
         ),
-        table_panel(
-            Panel(
-                "Campaigns that fail",
-                "Campaigns whose last poll failed: for how long there was no success, and the most frequent reasons of "
-                "the last hour with their number. A campaign without any success yet has only reasons.",
-                "No campaign fails.",
-                unit="s",
-                width=24,
-            ),
-            Column("Failing for", f"(time() - {failing})\n* {NAMED}", unit="s", decimals=0, steps=((7200, "red"),)),
-            Column(
-                "Failures in an hour",
-                f"(topk by (workspace, campaign_id) (1, {failures})\nand on (workspace, campaign_id) ({UP} == 0))\n"
-                f"* {NAMED}",
-                decimals=0,
-            ),
-            labels={"campaign_name": "Campaign", "workspace": "Workspace", "reason": "Reason"},
-            hidden=("campaign_id",),
-            links=(campaign_link(event=False),),
-            sort="Failing for",
+    )
+
+
+def _failing_campaigns() -> dashboard.Panel:
+    failing = f"({LAST_SUCCESS}\nand on (workspace, campaign_id) ({UP} == 0))"
+    failures = f"sum by (workspace, campaign_id, reason) (increase(braze_campaign_poll_failures_total{{{W}}}[1h])) > 0"
+    return campaign_table(
+        Panel(
+            "Campaigns that fail",
+            "Campaigns whose last poll failed: for how long there was no success, and the most frequent reasons of "
+            "the last hour with their number. A campaign without any success yet has only reasons.",
+            "No campaign fails.",
+            unit="s",
+            width=24,
         ),
+        age_column("Failing for", f"time() - {failing}", steps=((7200, "red"),)),
+        Column(
+            "Failures in an hour",
+            f"topk by (workspace, campaign_id) (1, {failures})\nand on (workspace, campaign_id) ({UP} == 0)",
+            decimals=0,
+            width=_FAILURES,
+        ),
+        selection=CHOSEN,
+        labels={"reason": "For the reason"},
+        last=("reason",),
+        sort="Failing for",
+        event=False,
     )
 
 
@@ -227,7 +245,6 @@ def _api() -> tuple[dashboard.Panel, ...]:
                 "for this workspace uses the same budget.",
                 "Braze has not told a rate limit yet.",
                 unit="percentunit",
-                decimals=0,
                 first="red",
                 steps=((0.1, "green"),),
                 least=0,
@@ -246,7 +263,9 @@ def _process() -> tuple[dashboard.Panel, ...]:
             Query("{{instance}}", f"process_resident_memory_bytes{{{JOB}}}"),
         ),
         time_series(
-            Panel("CPU", "Processor cores that each replica uses.", NOT_SCRAPED, least=0),
+            Panel(
+                "CPU", "Share of one processor core that each replica uses.", NOT_SCRAPED, unit="percentunit", least=0
+            ),
             Query("{{instance}}", f"rate(process_cpu_seconds_total{{{JOB}}}[{RATE}])"),
         ),
         time_series(
@@ -266,11 +285,15 @@ def _process() -> tuple[dashboard.Panel, ...]:
         time_series(
             Panel(
                 "Restarts",
-                "Starts of each replica within an hour; a pod that is replaced is a new instance without one.",
+                "Starts of each replica within an hour, three are an alert; a pod that is replaced is a new instance "
+                "without one.",
                 NOT_SCRAPED,
-                steps=((1, "orange"), (3, "red")),
+                decimals=0,
+                steps=((3, "red"),),
                 least=0,
+                room=4,
             ),
             Query("{{instance}}", f"changes(process_start_time_seconds{{{JOB}}}[1h])"),
+            look=Look(threshold_lines=True),
         ),
     )

@@ -9,6 +9,7 @@ from grafana_foundation_sdk.models import common
 from grafana.source.dashboards import (
     Row,
     campaign_link,
+    campaign_table,
     campaign_variable,
     channel_variable,
     event_variable,
@@ -22,9 +23,11 @@ from grafana.source.panels import (
     Look,
     Panel,
     Query,
+    age_column,
     bar_gauge,
     colored_words,
     override,
+    share_column,
     stat_panel,
     table_panel,
     time_series,
@@ -95,6 +98,7 @@ def _attention() -> dashboard.Panel:
         hidden=("campaign_id",),
         links=(runbook_link(), campaign_link()),
         overrides=(
+            override("Since", custom__align="left"),
             override(
                 "Severity", mappings=[colored_words(SEVERITIES)], custom__cellOptions=common.TableColorTextCellOptions()
             ),
@@ -176,7 +180,7 @@ def _stats() -> tuple[dashboard.Panel, ...]:
                 "Conversion event $event: conversions that Braze attributes to yesterday's sends / yesterday's unique "
                 "recipients, added up over campaigns (people are counted once per campaign and day). It grows until "
                 "the conversion windows close. All channels. Blank below 100 recipients.",
-                "Under 100 recipients yesterday, or no conversion event $event.",
+                "Under 100 recipients yesterday, or not the conversion event chosen above.",
                 unit="percentunit",
                 decimals=2,
                 first="text",
@@ -191,7 +195,6 @@ def _stats() -> tuple[dashboard.Panel, ...]:
                 "is an upper bound of what they brought together; the largest campaign's is a lower one. All channels.",
                 "No campaign reports revenue.",
                 unit="currencyUSD",
-                decimals=0,
                 first="text",
                 width=8,
             ),
@@ -204,48 +207,28 @@ def _stats() -> tuple[dashboard.Panel, ...]:
 def _campaigns() -> dashboard.Panel:
     sent = total(YESTERDAY("sent"), CAMPAIGN)
     columns = (
-        Column("Sent today", total(CHOSEN.today(CHOSEN.volume()), CAMPAIGN)),
-        Column("Last week by now", total(CHOSEN.volume(offset="7d"), CAMPAIGN)),
-        Column("Sent yesterday", total(CHOSEN.volume_yesterday(), CAMPAIGN)),
-        Column(
+        Column("Sent today", total(CHOSEN.today(CHOSEN.volume()), CAMPAIGN), width=_NUMBER),
+        Column("Last week by now", total(CHOSEN.volume(offset="7d"), CAMPAIGN), width=_NUMBER),
+        Column("Sent yesterday", total(CHOSEN.volume_yesterday(), CAMPAIGN), width=_NUMBER),
+        share_column(
             "Against same weekday",
             f"{ratio(sent, total(YESTERDAY('sent', offset='7d'), CAMPAIGN), least=100)}\n- 1",
-            unit="percentunit",
             decimals=0,
+            width=_NUMBER,
         ),
-        Column(
+        share_column(
             "Delivered",
             _email_rate("delivered", "sent", CAMPAIGN),
-            unit="percentunit",
-            decimals=1,
             steps=((0, "red"), (0.95, "orange"), (0.98, "text")),
+            width=_NUMBER,
         ),
-        Column(
-            "Unique opens",
-            _email_rate("unique_opens", "delivered", CAMPAIGN),
-            unit="percentunit",
-            decimals=1,
-            bar=1.0,
-        ),
-        Column(
-            "Unique clicks",
-            _email_rate("unique_clicks", "delivered", CAMPAIGN),
-            unit="percentunit",
-            decimals=2,
-            bar=0.2,
-        ),
-        Column("Conversion rate", ratio(CONVERSIONS, RECIPIENTS, least=100), unit="percentunit", decimals=2, bar=0.2),
-        Column("Revenue", REVENUE, unit="currencyUSD", decimals=0),
-        Column(
-            "Data age",
-            "time() - max by (workspace, campaign_id) (braze_campaign_last_success_timestamp_seconds"
-            f"{{{CHOSEN.campaigns}}})",
-            unit="s",
-            decimals=0,
-            steps=((1200, "orange"), (7200, "red")),
-        ),
+        share_column("Unique opens", _email_rate("unique_opens", "delivered", CAMPAIGN), bar=1.0),
+        share_column("Unique clicks", _email_rate("unique_clicks", "delivered", CAMPAIGN), decimals=2, bar=0.2),
+        share_column("Conversion rate", ratio(CONVERSIONS, RECIPIENTS, least=100), decimals=2, bar=0.2),
+        Column("Revenue", REVENUE, unit="currencyUSD", width=_NUMBER),
+        age_column("Data age", f"time() - {CHOSEN.status('last_success_timestamp_seconds')}"),
     )
-    return table_panel(
+    return campaign_table(
         Panel(
             "Campaigns",
             "One line for each campaign, the 200 that sent most yesterday. Sent: messages, of in-app messages the "
@@ -255,20 +238,8 @@ def _campaigns() -> dashboard.Panel:
             width=24,
             height=12,
         ),
-        *(
-            Column(
-                column.name,
-                CHOSEN.named(column.expression),
-                unit=column.unit,
-                decimals=column.decimals,
-                steps=column.steps,
-                bar=column.bar,
-            )
-            for column in columns
-        ),
-        labels={"campaign_name": "Campaign", "workspace": "Workspace"},
-        hidden=("campaign_id",),
-        links=(campaign_link(),),
+        *columns,
+        selection=CHOSEN,
         sort="Sent yesterday",
         limit=200,
     )
@@ -306,7 +277,7 @@ def _changes() -> tuple[dashboard.Panel, ...]:
                 "Best conversion rate yesterday",
                 "Conversion event $event by send time, campaigns with at least 500 unique recipients. Ranked by and "
                 "drawn at the lower end of the 95 % interval (Wilson), so that a lucky small campaign does not win.",
-                "No campaign had 500 unique recipients and conversion event $event.",
+                "No campaign had 500 unique recipients and the conversion event chosen above.",
                 unit="percentunit",
                 decimals=2,
                 first="blue",
@@ -321,7 +292,7 @@ def _changes() -> tuple[dashboard.Panel, ...]:
                 "Worst conversion rate yesterday",
                 "The twin of the best: ranked by and drawn at the upper end of the 95 % interval (Wilson), so that an "
                 "unlucky small campaign is not blamed.",
-                "No campaign had 500 unique recipients and conversion event $event.",
+                "No campaign had 500 unique recipients and the conversion event chosen above.",
                 unit="percentunit",
                 decimals=2,
                 first="orange",
@@ -332,6 +303,9 @@ def _changes() -> tuple[dashboard.Panel, ...]:
 
 
 def _history() -> tuple[dashboard.Panel, ...]:
+    # The same ten for the whole time: a choice for each day would be a new line each day.
+    best = highest(10, f"max_over_time(({REVENUE})[7d:6h] @ end())")
+    largest = f"and on (workspace, campaign_id) {best}"
     return (
         time_series(
             Panel(
@@ -357,6 +331,7 @@ def _history() -> tuple[dashboard.Panel, ...]:
                 interval="1d",
                 least=0,
                 width=24,
+                height=10,
             ),
             Query("{{channel}}", CHOSEN.daily(("channel",), YESTERDAY("sent"))),
             look=Look("bars", stacked=True, calculations=("sum", "mean")),
@@ -365,9 +340,10 @@ def _history() -> tuple[dashboard.Panel, ...]:
             Panel(
                 "Conversions per day",
                 "Conversion event $event, on the day it happened. All channels.",
-                "No conversion event $event on a complete day yet.",
+                "Not the conversion event chosen above on a complete day yet.",
                 interval="1d",
                 least=0,
+                height=10,
             ),
             Query("{{workspace}}", CHOSEN.daily(("workspace",), CHOSEN.campaign_yesterday("conversions", EVENT))),
             look=Look("bars", stacked=True),
@@ -375,18 +351,21 @@ def _history() -> tuple[dashboard.Panel, ...]:
         time_series(
             Panel(
                 "Revenue per day by campaign",
-                "Revenue that Braze attributes to each campaign. Not stacked: windows of campaigns overlap, and a "
-                "stack would claim a total. All channels.",
+                "Revenue that Braze attributes to each campaign, of the ten with the most on a day of the last week. "
+                "Not stacked: windows of campaigns overlap, and a stack would claim a total. All channels.",
                 "No campaign reports revenue on a complete day yet.",
                 unit="currencyUSD",
-                decimals=0,
                 interval="1d",
                 least=0,
+                height=10,
             ),
-            Query("{{campaign_name}}", CHOSEN.named(CHOSEN.daily(CAMPAIGN, REVENUE))),
+            Query("{{campaign_name}}", CHOSEN.named(f"{CHOSEN.daily(CAMPAIGN, REVENUE)}\n{largest}")),
             look=Look("points and lines", calculations=("sum",)),
         ),
     )
+
+
+_NUMBER = 90  # pixels that a number needs; the bars share the rest
 
 
 def _email_rate(numerator: str, denominator: str, by: tuple[str, ...] = ()) -> str:

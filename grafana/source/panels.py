@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from grafana_foundation_sdk.models import barchart, bargauge, common, dashboard, prometheus, stat, table, timeseries
 
-from grafana.source.channels import CHANNELS
+from grafana.source.channels import CHANNELS, COLORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 DATASOURCE = common.DataSourceRef(type_val="prometheus", uid="${datasource}")
 WIDTH = 24
 """Columns of Grafana's grid."""
+
+DATE = "time:YYYY-MM-DD"
+"""Grafana's unit of a day, for milliseconds as `noon` makes them."""
 
 Steps = tuple[tuple[float, str], ...]
 Mappings = tuple[tuple[str, str, str], ...]
@@ -47,12 +50,31 @@ class Column:
     width: int | None = None
 
 
+def share_column(
+    name: str,
+    expression: str,
+    *,
+    decimals: int = 1,
+    steps: Steps = (),
+    bar: float | None = None,
+    width: int | None = None,
+) -> Column:
+    """Make a column of shares, written in per cent."""
+    return Column(name, expression, unit="percentunit", decimals=decimals, steps=steps, bar=bar, width=width)
+
+
+def age_column(name: str, expression: str, steps: Steps = ((1200, "orange"), (7200, "red"))) -> Column:
+    """Make a column of times in seconds since something; by themselves orange from where numbers count as old."""
+    return Column(name, expression, unit="s", decimals=0, steps=steps, width=110)
+
+
 @dataclass(frozen=True, slots=True)
 class Panel:
     """What all panels have, in the order in which a person reads it.
 
-    `steps` are thresholds, colours from a value on; `first` is the colour below them. `interval` is the least step,
-    `span` the time that the panel shows instead of the dashboard's, `height` 0 the usual of its kind.
+    `steps` are thresholds, colours from a value on; `first` is the colour below them. `least` and `most` end the scale,
+    `room` is what it shows even if no value is so large. `interval` is the least step, `span` the time that the panel
+    shows instead of the dashboard's, `height` 0 the usual of its kind.
     """
 
     title: str
@@ -65,6 +87,7 @@ class Panel:
     words: Mappings = ()
     least: float | None = None
     most: float | None = None
+    room: float | None = None
     interval: str = ""
     span: str = ""
     width: int = 12
@@ -73,9 +96,12 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a time series panel draws: bars or lines, stacked or not, with a table of totals instead of a list."""
+    """How a time series panel draws: bars or lines, stacked or not, with a table of totals instead of a list.
 
-    draw: Literal["line", "bars", "points and lines"] = "line"
+    A broken line has points where its neighbours are missing.
+    """
+
+    draw: Literal["line", "broken line", "bars", "points and lines"] = "line"
     stacked: bool = False
     calculations: tuple[str, ...] = ()
     logarithmic: bool = False
@@ -85,14 +111,17 @@ class Look:
 
 
 def stat_panel(panel: Panel, *queries: Query, color: bool = True) -> dashboard.Panel:
-    """Make a panel of one or a few big numbers, evaluated at the end of the time range."""
+    """Make a panel of one or a few big numbers, evaluated at the end of the time range; with `steps`, 0 or more."""
     options = stat.Options(
         graph_mode=common.BigValueGraphMode.NONE,
         color_mode=common.BigValueColorMode.VALUE if color else common.BigValueColorMode.NONE,
         text_mode=common.BigValueTextMode.VALUE_AND_NAME if len(queries) > 1 else common.BigValueTextMode.AUTO,
         reduce_options=_last_value(),
     )
-    return _panel("stat", replace(panel, height=panel.height or _STAT_HEIGHT), options, _targets(queries, instant=True))
+    # The colour below all thresholds is that of the text for no value, too, which is not an alarm.
+    steps = ((0, panel.first), *panel.steps) if panel.steps else ()
+    panel = replace(panel, first="text" if steps else panel.first, steps=steps, height=panel.height or _STAT_HEIGHT)
+    return _panel("stat", panel, options, _targets(queries, instant=True))
 
 
 def bar_gauge(panel: Panel, *queries: Query) -> dashboard.Panel:
@@ -104,12 +133,13 @@ def bar_gauge(panel: Panel, *queries: Query) -> dashboard.Panel:
         orientation=common.VizOrientation.HORIZONTAL,
         sizing=common.BarGaugeSizing.MANUAL,
         max_viz_height=_BAR_HEIGHT,
+        text=common.VizTextDisplayOptions(title_size=_BAR_NAME, value_size=_BAR_VALUE),
         reduce_options=_last_value(),
     )
     targets = _targets(queries, instant=True)
     # Without a least value Grafana begins all bars at the smallest one, which then looks like nothing.
     panel = replace(panel, least=0)
-    return _panel("bargauge", panel, options, targets, overrides=channel_names(queries))
+    return _panel("bargauge", panel, options, targets, overrides=channel_names(queries, colored=False))
 
 
 def time_series(panel: Panel, *queries: Query, look: Look | None = None) -> dashboard.Panel:
@@ -133,7 +163,7 @@ def time_series(panel: Panel, *queries: Query, look: Look | None = None) -> dash
         panel,
         options,
         _targets(queries, instant=False),
-        custom=_drawing(look),
+        custom=_drawing(look, panel),
         overrides=(*channel_names(queries), *look.overrides),
         color=dashboard.FieldColorModeId.PALETTE_CLASSIC,
     )
@@ -149,20 +179,23 @@ def table_panel(
     hidden: Sequence[str] = (),
     links: Sequence[DataLink] = (),
     overrides: Sequence[dashboard.DashboardFieldConfigSourceOverrides] = (),
+    last: Sequence[str] = (),
     sort: str = "",
     limit: int | None = None,
 ) -> dashboard.Panel:
     """Make a table with one row for each set of labels and one column for each query.
 
-    `labels` are the labels shown with their titles, in their order; `hidden` ones are there for `links`, which every
-    cell of the first label has. `sort` is the column whose largest values come first, `limit` the number of rows.
+    `labels` are the labels shown with their titles, in their order, those of `last` behind the numbers; `hidden` ones
+    are there for `links`, which every cell of the first label has. `sort` is the column whose largest values come
+    first, `limit` the number of rows.
     """
     names = {**labels}
     for reference, column in zip(_references(), columns, strict=False):
         names[f"Value #{reference}"] = column.name
     if len(columns) == 1:
         names["Value"] = columns[0].name  # Grafana's name for it where a table has one query
-    order = [*labels, *hidden, *(name for name in names if name not in labels)]
+    first = [label for label in labels if label not in last]
+    order = [*first, *hidden, *(name for name in names if name not in labels), *last]
     transformations = [
         dashboard.DataTransformerConfig("merge", options={}),
         dashboard.DataTransformerConfig(
@@ -205,6 +238,53 @@ def table_panel(
     )
     made.transformations = transformations
     return made
+
+
+def matrix_panel(
+    panel: Panel, expression: str, *, row: tuple[str, str], column: str, order: Sequence[str]
+) -> dashboard.Panel:
+    """Make a table out of one query, with a column for each value of the label `column` that it returns.
+
+    So there is no column without a value, as a query of its own would leave. `row` is the label of the rows and its
+    title, `order` the order of the columns.
+    """
+    label, title = row
+    corner = f"{label}\\{column}"  # Grafana's name for the column of rows
+    made = _panel(
+        "table",
+        panel,
+        table.Options(cell_height=_SMALL),
+        _targets([Query(title, expression)], instant=True, table=True),
+        custom=common.TableFieldOptions(min_width=_LEAST_WIDTH),
+        overrides=[
+            _override("byRegexp", ".*", noValue="-"),
+            _override("byRegexp", ".*", **{"custom.wrapHeaderText": True}),
+            _override("byName", title, **{"custom.width": _WIDTHS[title]}),
+        ],
+    )
+    made.transformations = [
+        dashboard.DataTransformerConfig(
+            "groupingToMatrix",
+            options={"columnField": column, "rowField": label, "valueField": "Value", "emptyValue": "null"},
+        ),
+        dashboard.DataTransformerConfig(
+            "organize",
+            options={
+                "excludeByName": {},
+                "indexByName": {name: index for index, name in enumerate((corner, *order))},
+                "renameByName": {corner: title},
+            },
+        ),
+    ]
+    return made
+
+
+def repeated(panel: dashboard.Panel, variable: str, *, across: int = 0) -> dashboard.Panel:
+    """Repeat a panel for each chosen value of a variable: below each other, or so many of them side by side."""
+    panel.repeat = variable
+    panel.repeat_direction = "h" if across else "v"
+    panel.max_per_row = across or None
+    return panel
 
 
 def bar_chart(
@@ -263,17 +343,28 @@ def override(
     return _override(matcher, name, **{key.replace("__", "."): value for key, value in properties.items()})
 
 
-def channel_names(queries: Sequence[Query]) -> list[dashboard.DashboardFieldConfigSourceOverrides]:
-    """Give series named by their channel Braze's words; a variation's name may follow the channel."""
+def channel_names(
+    queries: Sequence[Query], *, colored: bool = True
+) -> list[dashboard.DashboardFieldConfigSourceOverrides]:
+    """Give series named by their channel Braze's words, and its colour where values have none.
+
+    A variation's name may follow the channel; then all have colours of their own.
+    """
     names = {query.name for query in queries}
     if "{{channel}}" in names:
-        return [_override("byName", key, displayName=word) for key, word in CHANNELS.items()]
+        colors = {key: {"color": fixed_color(COLORS[key])} if colored else {} for key in CHANNELS}
+        return [_override("byName", key, displayName=word, **colors[key]) for key, word in CHANNELS.items()]
     if "{{channel}} {{variation_name}}" in names:
         variation = "${__field.labels.variation_name}"
         return [
             _override("byRegexp", f"/^{key} .*$/", displayName=f"{word} {variation}") for key, word in CHANNELS.items()
         ]
     return []
+
+
+def fixed_color(color: str) -> dict[str, str]:
+    """Return a color that no value changes."""
+    return {"mode": "fixed", "fixedColor": color}
 
 
 def colored_words(words: Mappings) -> dashboard.ValueMap:
@@ -284,6 +375,11 @@ def colored_words(words: Mappings) -> dashboard.ValueMap:
             for index, (value, text, color) in enumerate(words)
         }
     )
+
+
+def noon(midnight: str) -> str:
+    """Return the milliseconds of a day's noon: the same date for all viewers within 12 hours of time zone."""
+    return f"({midnight} + 43200) * 1000"
 
 
 def threshold_steps(first: str, steps: Steps) -> dashboard.ThresholdsConfig:
@@ -356,15 +452,18 @@ def _last_value() -> common.ReduceDataOptions:
     return common.ReduceDataOptions(values=False, calcs=["lastNotNull"], fields="")
 
 
-def _drawing(look: Look) -> timeseries.FieldConfig:
+def _drawing(look: Look, panel: Panel) -> timeseries.FieldConfig:
     bars = look.draw == "bars"
+    points = {"points and lines": common.VisibilityMode.ALWAYS, "broken line": common.VisibilityMode.AUTO}
     return timeseries.FieldConfig(
         draw_style=common.GraphDrawStyle.BARS if bars else common.GraphDrawStyle.LINE,
         line_width=0 if bars else 2,
         fill_opacity=80 if bars else 0,
-        show_points=common.VisibilityMode.ALWAYS if look.draw == "points and lines" else common.VisibilityMode.NEVER,
+        show_points=points.get(look.draw, common.VisibilityMode.NEVER),
         point_size=6 if look.draw == "points and lines" else None,
         bar_width_factor=0.8 if bars else None,
+        axis_soft_min=None if panel.room is None else 0,
+        axis_soft_max=panel.room,
         stacking=common.StackingConfig(
             mode=common.StackingMode.NORMAL if look.stacked else common.StackingMode.NONE, group="A"
         ),
@@ -389,7 +488,7 @@ def _column(column: Column) -> dashboard.DashboardFieldConfigSourceOverrides:
         properties["thresholds"] = threshold_steps("text", column.steps)
         properties["custom.cellOptions"] = common.TableColorTextCellOptions()
     if column.bar is not None:
-        properties.update(min=0, max=column.bar, color={"mode": "fixed", "fixedColor": "blue"})
+        properties.update(min=0, max=column.bar, color=fixed_color("blue"))
         properties["custom.cellOptions"] = common.TableBarGaugeCellOptions(
             mode=common.BarGaugeDisplayMode.BASIC, value_display_mode=common.BarGaugeValueMode.TEXT
         )
@@ -408,7 +507,7 @@ def _override(matcher: str, name: str, **properties: object) -> dashboard.Dashbo
 
 def _share(panel: Panel) -> float:
     """Return how wide columns of names are, compared with those of a table over the whole width."""
-    return 1 if panel.width == WIDTH else 0.75
+    return 1 if panel.width == WIDTH else 0.9
 
 
 def _words(words: Mapping[str, str]) -> dashboard.ValueMap:
@@ -426,9 +525,14 @@ def _patterns(words: Mapping[str, str]) -> list[dashboard.RegexMap]:
     ]
 
 
+# Pixels: else it grows with the space, and differs from panel to panel. Grafana gives a name at least the room that it
+# needs in 12 pixels.
+_BAR_NAME = 12
+_BAR_VALUE = 14
 _BAR_HEIGHT = 32  # pixels: a few bars would otherwise fill the panel, with names too large to be read whole
 # Pixels of a table's columns of names; the columns of numbers share the rest, and have the least width at least.
-_WIDTHS = {"Alert": 220, "Campaign": 220, "Channel": 110, "Variation": 160, "Workspace": 110}
+_WIDTHS = {"Alert": 240, "Campaign": 220, "Channel": 130, "Severity": 110, "Variation": 160}
+_WIDTHS["Workspace"] = 130
 _LEAST_WIDTH = 80
 _STAT_HEIGHT = 4
 _HEIGHT = 8

@@ -8,6 +8,10 @@ No range function reads a raw series: `instance` and `pod` change with a restart
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 CAMPAIGN = ("workspace", "campaign_id")
 VARIATION = (*CAMPAIGN, "channel", "variation_id", "variation_name")
@@ -17,8 +21,6 @@ PUSH = 'channel=~".+push.*"'
 SMS = 'channel="sms"'
 WHATSAPP = 'channel="whats_app"'
 WEBHOOK = 'channel="webhook"'
-IN_APP = 'channel=~".*in_app_message"'
-CONTENT_CARDS = 'channel="content_cards"'
 EVENT = 'conversion_event="$event"'
 
 _ON_CAMPAIGN = "on (workspace, campaign_id)"
@@ -26,18 +28,14 @@ _ON_CAMPAIGN = "on (workspace, campaign_id)"
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The series that a dashboard's variables choose; `variations` is matched beside the workspace and the campaign.
+    """The series that a dashboard's variables choose: matchers of campaigns, and beside them of variations.
 
     In all methods `matchers` are further label matchers, and one on the channel replaces the choice of the dashboard;
     `offset` is a duration.
     """
 
     variations: tuple[str, ...] = ()
-
-    @property
-    def campaigns(self) -> str:
-        """Label matchers of the chosen campaigns."""
-        return 'workspace=~"$workspace",campaign_id=~"$campaign"'
+    campaigns: str = 'workspace=~"$workspace",campaign_id=~"$campaign"'
 
     def message(self, statistic: str, *matchers: str, offset: str = "") -> str:
         """One value for each variation on the running day, however many replicas there are."""
@@ -60,10 +58,18 @@ class Selection:
         """Return the same for the previous, complete day."""
         return f"({self.yesterday('sent', offset=offset)}\nor {self.yesterday('impressions', offset=offset)})"
 
-    def recorded(self, name: str, *matchers: str) -> str:
-        """A series of the chosen variations that is recorded less often than Prometheus looks back."""
-        series = f"{name}{{{','.join((self.campaigns, *self.variations, *matchers))}}}"
-        return f"max by ({', '.join(VARIATION)}) (last_over_time({series}[1h]))"
+    def recorded(self, name: str, *matchers: str, of: tuple[str, ...] = VARIATION) -> str:
+        """A series of the chosen variations that is recorded less often than Prometheus looks back.
+
+        `of` are the labels that tell its values apart; without the variation's the choice of variations is left out.
+        """
+        chosen = [matcher for matcher in self.variations if matcher.startswith(of)]
+        series = f"{name}{{{','.join((self.campaigns, *chosen, *matchers))}}}"
+        return f"max by ({', '.join(of)}) (last_over_time({series}[1h]))"
+
+    def status(self, name: str) -> str:
+        """One value for each campaign of what the exporter says about polling it."""
+        return f"max by (workspace, campaign_id) (braze_campaign_{name}{{{self.campaigns}}})"
 
     def day(self, *, offset: str = "") -> str:
         """Start of each campaign's running day."""
@@ -89,6 +95,18 @@ class Selection:
     def settled(self, expression: str) -> str:
         """Keep the one full hour of each day in which the workspace's day is six to seven hours old."""
         return f"{expression}\nand {_ON_CAMPAIGN} (time() - {self.day()} >= 21600 < 25200)"
+
+    def statistics_yesterday(self, by: tuple[str, ...], named: Iterable[tuple[str, str, tuple[str, ...]]]) -> str:
+        """Several statistics of the previous day in one answer, told apart by the label `statistic`.
+
+        `named` has the text of that label, Braze's statistic and further matchers. Every variation has a name, as rows
+        of a table are made by it.
+        """
+        statistics = "\nor ".join(
+            f'label_replace({total(self.yesterday(statistic, *matchers), by)}, "statistic", "{word}", "", "")'
+            for word, statistic, matchers in named
+        )
+        return f'label_replace({statistics}, "variation_name", "(no name)", "variation_name", "")'
 
     def hourly(self, by: tuple[str, ...], statistic: str, *matchers: str) -> str:
         """Increase of a message statistic over an hour, for a step of an hour.

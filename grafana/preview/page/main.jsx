@@ -23,16 +23,17 @@ async function main() {
   setTimeZoneResolver(() => timeZone);
   const dashboard = await (await fetch(`/dashboards/${address.get('dashboard')}.json`)).json();
   const range = rangeOf(dashboard.time.from, dashboard.time.to);
-  const { values, texts } = await chosen(dashboard.templating.list);
+  const { values, texts, options } = await chosen(dashboard.templating.list);
   const width = document.documentElement.clientWidth - 2 * GAP;
-  const panels = await Promise.all(dashboard.panels.map((panel) => prepared(panel, range, width, values)));
+  const copies = repeated(dashboard.panels, values, options);
+  const panels = await Promise.all(copies.map(({ panel, variables }) => prepared(panel, range, width, variables)));
   createRoot(document.querySelector('main')).render(
     <ThemeContext.Provider value={theme}>
       <GlobalStyles isExtensionSidebarOpen={false} />
       <Header dashboard={dashboard} range={range} texts={texts} />
       <div className="grid" style={{ height: Math.max(...panels.map(({ place }) => place.top + place.height)) }}>
-        {panels.map(({ panel, place, title, ...rest }) => (
-          <div key={panel.id} className="cell" style={place}>
+        {panels.map(({ panel, place, title, ...rest }, index) => (
+          <div key={index} className="cell" style={place}>
             {panel.type === 'row' ? (
               <h2>{title}</h2>
             ) : (
@@ -56,6 +57,27 @@ function Header({ dashboard, range, texts }) {
       <p>Simulated numbers, drawn by grafana/preview with the panels of @grafana/ui; not a screenshot of Grafana.</p>
     </header>
   );
+}
+
+// Returns each panel with its variables, those that repeat once for each choice; what is below them moves down.
+function repeated(panels, values, options) {
+  let moved = 0;
+  return panels.flatMap((panel) => {
+    const { w, h, y } = panel.gridPos;
+    if (!panel.repeat) {
+      return [{ panel: { ...panel, gridPos: { ...panel.gridPos, y: y + moved } }, variables: values }];
+    }
+    const choices = options[panel.repeat];
+    const across = panel.repeatDirection === 'h' ? Math.min(choices.length, panel.maxPerRow) : 1;
+    const wide = panel.repeatDirection === 'h' ? COLUMNS / across : w;
+    const copies = choices.map(({ value, text }, index) => {
+      const gridPos = { w: wide, h, x: (index % across) * wide, y: y + moved + Math.floor(index / across) * h };
+      const variables = { ...values, [panel.repeat]: value, [`${panel.repeat}:text`]: text };
+      return { panel: { ...panel, gridPos }, variables };
+    });
+    moved += (Math.ceil(choices.length / across) - 1) * h;
+    return copies;
+  });
 }
 
 async function prepared(panel, dashboardRange, width, variables) {
@@ -84,35 +106,45 @@ function rangeOf(from, to) {
   return { from: dateMath.parse(from, false, timeZone), to: dateMath.parse(to, true, timeZone), raw: { from, to } };
 }
 
-// Returns the values of the variables for queries, and what a viewer sees of those that are not hidden.
+// Returns the values of the variables for queries, what a viewer sees of those that are not hidden, and what there is to
+// choose from.
 async function chosen(variables) {
   const values = {};
   const texts = {};
-  for (const { type, name, label, hide, includeAll, allValue, query, current } of variables) {
-    if (type === 'datasource') {
-      continue;
-    }
+  const options = {};
+  for (const variable of variables.filter(({ type }) => type !== 'datasource')) {
+    const { name, label, hide, includeAll, allValue, current } = variable;
     const given = address.get(`var-${name}`);
+    options[name] = variable.type === 'query' ? await choices(variable, values) : variable.options;
+    const all = options[name].map(({ value }) => value).join(',');
     const [value, text] = given
-      ? [given, address.get(`text-${name}`) ?? given]
-      : includeAll && allValue
-        ? [allValue, 'All']
-        : type === 'query'
-          ? await everyValue(query.query, values)
-          : [current.value, current.text];
+      ? [given, options[name].find((option) => option.value === given)?.text ?? given]
+      : includeAll
+        ? [allValue || all, 'All']
+        : [current.value, current.text];
     values[name] = value;
     if (!hide) {
       texts[label] = text;
     }
   }
-  return { values, texts };
+  return { values, texts, options };
 }
 
-async function everyValue(query, variables) {
-  const [, selector, label] = /^label_values\((.*),\s*(\w+)\)$/s.exec(fill(query, variables));
-  const { result } = await ask(prometheus, 'query', { query: `group by (${label}) (${selector})`, time: Date.now() / 1000 });
-  const text = result.map(({ metric }) => metric[label]).sort().join(',');
-  return [text, text];
+// Returns what a query variable offers: the values of a label, or what its pattern finds in series written as text.
+async function choices({ query, regex }, variables) {
+  const filled = fill(query.query, variables);
+  const [, selector, label] = /^label_values\((.*),\s*(\w+)\)$/s.exec(filled) ?? [];
+  const expression = label ? `group by (${label}) (${selector})` : /^query_result\((.*)\)$/s.exec(filled)[1];
+  const { result } = await ask(prometheus, 'query', { query: expression, time: Date.now() / 1000 });
+  const pattern = regex && new RegExp(regex.slice(1, -1));
+  const found = result.map(({ metric }) => {
+    if (label) {
+      return { value: metric[label], text: metric[label] };
+    }
+    const pairs = Object.entries(metric).map(([key, value]) => `${key}="${value}"`);
+    return { ...pattern.exec(`{${pairs.join(',')}}`).groups };
+  });
+  return found.sort((one, other) => one.text.localeCompare(other.text));
 }
 
 main().catch((error) => {

@@ -20,7 +20,8 @@ import { lastValueFrom } from 'rxjs';
 
 const PROPERTIES = [
   'color', 'decimals', 'displayName', 'links', 'mappings', 'max', 'min', 'noValue', 'thresholds', 'unit',
-  'custom.align', 'custom.axisBorderShow', 'custom.axisColorMode', 'custom.axisPlacement', 'custom.barAlignment',
+  'custom.align', 'custom.axisBorderShow', 'custom.axisColorMode', 'custom.axisPlacement', 'custom.axisSoftMax',
+  'custom.axisSoftMin', 'custom.barAlignment',
   'custom.barWidthFactor', 'custom.cellOptions', 'custom.drawStyle', 'custom.fillBelowTo', 'custom.fillOpacity',
   'custom.filterable', 'custom.gradientMode', 'custom.hidden', 'custom.hideFrom', 'custom.insertNulls',
   'custom.lineInterpolation', 'custom.lineStyle', 'custom.lineWidth', 'custom.minWidth', 'custom.pointSize',
@@ -148,7 +149,7 @@ function Stat({ panel, ...rest }) {
 
 function Bars({ panel, spacing = 8, ...rest }) {
   const theme = useTheme2();
-  const { displayMode, namePlacement, valueMode } = panel.options;
+  const { displayMode, namePlacement, text, valueMode } = panel.options;
   return (
     <Repeated
       panel={panel}
@@ -164,6 +165,7 @@ function Bars({ panel, spacing = 8, ...rest }) {
           namePlacement={namePlacement}
           valueDisplayMode={valueMode}
           itemSpacing={spacing}
+          text={text}
           showUnfilled
           {...place}
         />
@@ -177,7 +179,7 @@ function Bars({ panel, spacing = 8, ...rest }) {
 function GroupedBars({ panel, frames: [table], ...rest }) {
   const label = table.fields.find(({ name }) => name === panel.options.xField);
   const numbers = table.fields.filter(({ type }) => type === 'number');
-  const text = (value) => label.display(value).text;
+  const written = (value) => label.display(value).text;
   const max = Math.max(...numbers.flatMap(({ values }) => values));
   const bars = label.values.flatMap((value, row) =>
     numbers.map((field) => ({
@@ -189,13 +191,14 @@ function GroupedBars({ panel, frames: [table], ...rest }) {
           // A name is written into the answer, which the field keeps for equal values.
           display: (...value) => ({ ...field.display(...value) }),
           values: [field.values[row]],
-          config: { ...field.config, min: 0, max, displayName: `${text(value)}: ${getFieldDisplayName(field, table)}` },
+          config: { ...field.config, min: 0, max, displayName: `${written(value)}: ${getFieldDisplayName(field, table)}` },
         },
       ],
     }))
   );
   const reduceOptions = { calcs: ['lastNotNull'], values: false };
-  const options = { displayMode: 'basic', namePlacement: 'left', orientation: 'horizontal', reduceOptions };
+  const text = { titleSize: 11, valueSize: 11 };
+  const options = { displayMode: 'basic', namePlacement: 'left', orientation: 'horizontal', reduceOptions, text };
   return <Bars panel={{ ...panel, options }} frames={bars} spacing={3} {...rest} />;
 }
 

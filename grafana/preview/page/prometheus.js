@@ -37,9 +37,12 @@ export async function panelFrames(url, panel, range, width, variables) {
   return (await Promise.all(asked)).flat();
 }
 
-// Puts values in place of $name and ${name:format}.
+// Puts values in place of $name and ${name:format}; the text of a variable is there as `name:text`.
 export function fill(text, variables) {
-  return text.replace(/\$(?:(\w+)|\{(\w+)(?::\w+)?\})/g, (whole, bare, braced) => variables[bare ?? braced] ?? whole);
+  return text.replace(/\$(?:(\w+)|\{(\w+)(:\w+)?\})/g, (whole, bare, braced, format) => {
+    const name = bare ?? braced;
+    return variables[name + format] ?? variables[name] ?? whole;
+  });
 }
 
 // Whole steps are counted from midnight of the range's time zone.
@@ -84,5 +87,6 @@ function tableFrame(target, result, several) {
       values: result.map(({ value }) => Number(value[1])),
     },
   ];
-  return { refId: target.refId, fields: result.length ? fields : [], length: result.length };
+  // A query without an answer has a column, too, unless it is the only one.
+  return { refId: target.refId, fields: result.length || several ? fields : [], length: result.length };
 }
