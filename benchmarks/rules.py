@@ -1,0 +1,488 @@
+"""Measure what the rules cost a real Prometheus, as shares of the time between two evaluations.
+
+The Prometheus holds 30 days of campaigns of mixed channels, made by the exporter's own code from the simulated Braze,
+and scrapes their present state. It loads the rule files as they are, except that it evaluates every group once in
+`--every` seconds, so that each is seen several times. Shares are of the interval in the file.
+
+The history has samples at full hours, and around the moments that an `offset` leads to: rules look for the newest
+sample of five minutes before, so what they find and compute is the same as with a sample every minute. One thing costs
+less: Prometheus unpacks all samples between two hours. `--step=60 --campaigns=20` has them all, to compare with
+`--step=3600` at the same number.
+
+With --panels the queries of the dashboards follow, each for all campaigns and 30 days. Needs the programs of
+`make programs`.
+"""
+
+import argparse
+import re
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import requests
+import yaml
+
+from exporter.braze import ApiStatistics
+from exporter.exposition import render
+from exporter.metrics import day_rows, day_timestamp, exporter_rows, status_rows, workspace_rows
+from exporter.model import parse_data_series
+from exporter.poller import CampaignState, WorkspaceState
+from exporter.simulator import (
+    ALL_DAY,
+    CONTROL_GROUP,
+    MORNINGS,
+    WEEKDAYS,
+    WEEKLY,
+    CampaignModel,
+    ChannelModel,
+    VariationModel,
+    data_series,
+)
+from tests.dashboards import UIDS, Json, as_list, filled_in, panels
+from tests.servers import ROOT, Prometheus, eventually, fetch, find_program, running_prometheus
+
+PROMETHEUS = ROOT / "deploy/prometheus"
+RULE_FILES = (*sorted(PROMETHEUS.glob("rules/*.yml")), PROMETHEUS / "overrides.example.yml")
+
+ZONES = {"europe": "Europe/Berlin", "america": "America/New_York", "india": "Asia/Kolkata"}
+_PLAIN: Sequence[str | None] = (None,)
+_TESTED: Sequence[str | None] = ("A: short", "B: long", CONTROL_GROUP)
+# Of forty campaigns so many have these channels, each with these variations.
+_MIX: Sequence[tuple[int, Mapping[str, Sequence[str | None]]]] = (
+    (24, {"email": _PLAIN}),
+    (4, {"email": _TESTED}),
+    (3, {"ios_push": _TESTED, "android_push": _TESTED}),
+    (3, {"ios_push": _PLAIN, "android_push": _PLAIN}),
+    (2, {"sms": _PLAIN}),
+    (1, {"whats_app": _PLAIN}),
+    (1, {"webhook": _PLAIN}),
+    (1, {"content_cards": _PLAIN}),
+    (1, {"trigger_in_app_message": _TESTED}),
+)
+_RHYTHMS = (ALL_DAY, MORNINGS, WEEKDAYS, WEEKLY)
+
+_DAY = 86_400
+_HISTORY = 30 * _DAY
+_HOURLY = 3 * _DAY  # so far back do panels look at the running day hour by hour
+_BLOCK = 54 * 3600  # the longest that Prometheus makes where it keeps 35 days
+_LOOK_BACK = 300
+_AROUND = 240  # seconds between the samples around the moments that an offset leads to
+_RUN = 3600  # so long after the end of the history is there something at the offsets
+_PATIENCE = 1800  # seconds until every group was evaluated often enough
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": _DAY}
+_SHOWN = 10
+_ALLOWED = 0.1
+_POINTS = 1000  # Grafana asks for one a pixel
+_JOB, _INSTANCE = "braze-exporter", "braze-exporter:10105"
+_LABELS = f'job="{_JOB}",instance="{_INSTANCE}"'
+
+
+@dataclass(frozen=True, slots=True)
+class LookBack:
+    """What expressions look for in the past: metrics day by day, metrics at offsets, and these offsets in seconds."""
+
+    daily: frozenset[str]
+    at_offsets: frozenset[str]
+    offsets: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What was seen of a rule group: the seconds of its evaluations, and those of each rule in the last one."""
+
+    file: str
+    name: str
+    interval: int
+    series: int
+    evaluations: Sequence[float]
+    rules: Sequence[tuple[float, str]]
+
+    @property
+    def share(self) -> float:
+        """The median of the evaluations as a share of the interval."""
+        return statistics.median(self.evaluations) / self.interval
+
+
+def main() -> None:
+    """Measure and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--campaigns", type=int, default=2_000, help="so many (default: %(default)s)")
+    parser.add_argument("--evaluations", type=int, default=5, help="of each group (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=60, help="seconds between evaluations (default: %(default)s)")
+    parser.add_argument("--step", type=int, default=3600, help="seconds between samples (default: %(default)s)")
+    parser.add_argument("--panels", action="store_true", help="measure the queries of the dashboards, too")
+    flags = parser.parse_args()
+    promtool, prometheus = find_program("promtool"), find_program("prometheus")
+    if promtool is None or prometheus is None:
+        raise SystemExit("expected promtool and prometheus on PATH or from `make programs`")
+    world = campaigns_by_workspace(flags.campaigns)
+    end = int(time.time())
+    look_back = looked_back_at(expressions(panels_too=flags.panels))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="braze-exporter-bench-")))
+        text = exposition(world, end)
+        series = text.count(b"\n")
+        print(f"{flags.campaigns:,} campaigns with {series:,} series, history with a sample every {flags.step:,} s")
+        write_history(promtool, folder, world, look_back, moments(look_back, end, flags.step))
+        configuration = configure(folder, stack.enter_context(serving(text)), flags.every)
+        retention = "--storage.tsdb.retention.time=60d"
+        server = stack.enter_context(running_prometheus(prometheus, configuration, folder, retention))
+        print_groups(evaluated(server, flags.evaluations))
+        if flags.panels:
+            print_panels(sorted(asked(server), reverse=True))
+
+
+# ---- the campaigns
+
+
+def campaigns_by_workspace(count: int) -> dict[str, list[CampaignModel]]:
+    """Invent campaigns and deal them out to the workspaces; few of them are a mixture, too."""
+    kinds = [channels for number, channels in _MIX for _ in range(number)]
+    world: dict[str, list[CampaignModel]] = {workspace: [] for workspace in ZONES}
+    for number in range(count):
+        workspace = tuple(ZONES)[number % len(ZONES)]
+        world[workspace].append(_campaign(number, kinds[number * 7 % len(kinds)]))
+    return world
+
+
+def _campaign(number: int, channels: Mapping[str, Sequence[str | None]]) -> CampaignModel:
+    rows = sum(len(names) for names in channels.values())
+    return CampaignModel(
+        id=f"{number:08x}-7f5b-4b8e-9b53-0a1f6d9f2c11",
+        name=f"Spring offers, part {number}",
+        rhythm=_RHYTHMS[number % len(_RHYTHMS)],
+        base=300.0 * (1 + number % 97),
+        channels=tuple(
+            ChannelModel(channel, tuple(_variation(number, place, name, 1 / rows) for place, name in enumerate(names)))
+            for channel, names in channels.items()
+        ),
+    )
+
+
+def _variation(number: int, place: int, name: str | None, share: float) -> VariationModel:
+    return VariationModel(f"{number:08x}-{place:04x}-4fa0-a5c0-4505edf3e064", name, share)
+
+
+def polled(workspace: str, model: CampaignModel, now: float) -> CampaignState:
+    """Return what the exporter would know of a campaign."""
+    zone = ZoneInfo(ZONES[workspace])
+    answer = data_series(model, datetime.fromtimestamp(now, zone).date(), 2, now=now, zone=zone)
+    series = parse_data_series(answer)
+    return CampaignState(
+        workspace,
+        zone,
+        model.id,
+        model.name,
+        300,
+        up=True,
+        last_success=now - 60,
+        polls=1,
+        latest=series.latest,
+        previous=series.previous,
+    )
+
+
+def exposition(world: Mapping[str, Sequence[CampaignModel]], now: float) -> bytes:
+    """Return all sample lines that the exporter would show."""
+    pieces: list[bytes] = []
+    for workspace, models in world.items():
+        for model in models:
+            state = polled(workspace, model, now)
+            pieces.extend(render((*day_rows(state), *status_rows(state, 0))).values())
+        api = ApiStatistics(rate_limit=50_000, rate_limit_remaining=49_000, rate_limit_reset=now + _DAY)
+        zone = ZONES[workspace]
+        shown = WorkspaceState(workspace, zone, len(models), up=True, closed=None, apis={"data_series": api})
+        pieces.extend(render(workspace_rows(shown)).values())
+    own = exporter_rows(version="1", python_version="3.13", reload_successful=True, reload_time=now, series=1)
+    pieces.extend(render(own).values())
+    return b"".join(pieces)
+
+
+# ---- their history
+
+
+def expressions(*, panels_too: bool) -> str:
+    """Return the text of all rules, and perhaps of all queries of the dashboards."""
+    texts = [path.read_text(encoding="utf-8") for path in RULE_FILES]
+    if panels_too:
+        texts += [str(target["expr"]) for _, _, target in _targets()]
+    return "\n".join(texts)
+
+
+def looked_back_at(text: str) -> LookBack:
+    """Find what expressions look for in the past."""
+    names = set(re.findall(r"(?<![:\w])braze_\w+", text))
+    daily = {
+        name for name in names if name.startswith("braze_previous_day_") or name.endswith("_day_timestamp_seconds")
+    }
+    at_offsets = re.findall(r"(?<![:\w])(braze_\w+)(?:\{[^}]*\})?(?: @ end\(\))? offset", text)
+    offsets = {seconds(duration) for duration in re.findall(r"\boffset (\w+)", text)}
+    return LookBack(frozenset(daily), frozenset(at_offsets), frozenset(offsets))
+
+
+def seconds(duration: str) -> int:
+    """Read a duration such as 15m."""
+    return sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([smhd])", duration))
+
+
+def moments(look_back: LookBack, end: int, step: int) -> dict[int, bool]:
+    """Return the times of the history's samples in order; true are those of the regular ones."""
+    times = dict.fromkeys(range((end - _HISTORY) // step * step, end, step), True)
+    for offset in look_back.offsets:
+        first = end - offset - _LOOK_BACK
+        for moment in range(first, min(first + _LOOK_BACK + _RUN, end), _AROUND):
+            times.setdefault(moment, False)
+    return dict(sorted(times.items()))
+
+
+def write_history(
+    promtool: Path,
+    folder: Path,
+    world: Mapping[str, Sequence[CampaignModel]],
+    look_back: LookBack,
+    times: Mapping[int, bool],
+) -> None:
+    """Write the blocks of a Prometheus that scraped the campaigns at these times into the folder `data`."""
+    command = [str(promtool), "tsdb", "create-blocks-from", f"--max-block-duration={_BLOCK}s", "openmetrics"]
+    blocks: dict[int, dict[int, bool]] = defaultdict(dict)
+    for moment, regular in times.items():
+        blocks[moment // _BLOCK][moment] = regular
+    samples = folder / "history.om"
+    for block in blocks.values():
+        with samples.open("w", encoding="utf-8") as file:
+            for workspace, models in world.items():
+                for model in models:
+                    file.writelines(_samples(workspace, model, look_back, block, recent=max(times) - _HOURLY))
+            file.write("# EOF\n")
+        subprocess.run([*command, str(samples), str(folder / "data")], check=True, capture_output=True)
+    samples.unlink()
+
+
+def _samples(
+    workspace: str, model: CampaignModel, look_back: LookBack, times: Mapping[int, bool], *, recent: int
+) -> Iterator[str]:
+    """Yield a campaign's samples, series by series; on one day all have the value of noon, which costs the same."""
+    zone = ZoneInfo(ZONES[workspace])
+    days: dict[int, list[int]] = defaultdict(list)
+    for moment in times:
+        days[datetime.fromtimestamp(moment, zone).toordinal()].append(moment)
+    for day, of_day in days.items():
+        noon = datetime.fromordinal(day).replace(hour=12, tzinfo=zone)
+        state = polled(workspace, model, noon.timestamp())
+        pieces = render(day_rows(state))
+        for name in sorted(pieces.keys() & (look_back.daily | look_back.at_offsets)):
+            lines = pieces[name].decode().splitlines()
+            stamps = [
+                f" {moment}\n"
+                for moment in of_day
+                if (name in look_back.daily if times[moment] else name in look_back.at_offsets)
+                or (moment > recent and name in look_back.at_offsets)
+            ]
+            yield from (_scraped(line) + stamp for line in lines for stamp in stamps)
+        stamps = [f" {moment}\n" for moment in of_day if moment > recent]
+        yield from (line + stamp for line in _recorded(state) for stamp in stamps)
+
+
+def _scraped(line: str) -> str:
+    """Add the labels of the target to a line."""
+    return line.replace("{", "{" + _LABELS + ",", 1)
+
+
+def _recorded(state: CampaignState) -> Iterator[str]:
+    """Yield those recorded series that other rules look for an hour ago."""
+    ids = f'workspace="{state.workspace}",campaign_id="{state.campaign_id}"'
+    if state.latest is not None:
+        midnight = day_timestamp(state.latest, state.timezone)
+        yield f"campaign:braze_campaign_day_timestamp_seconds:max{{{ids}}} {midnight:.0f}"
+        found = {(row.channel, name) for row in state.latest.variations for name in row.statistics}
+        for channel, name in sorted(found):
+            if name in {"sent", "bounces", "errors"}:
+                yield f'campaign_channel:braze_message_{name}:sum{{{ids},channel="{channel}"}} 0'
+
+
+# ---- the measurements
+
+
+@contextmanager
+def serving(text: bytes) -> Iterator[str]:
+    """Serve a scrape on loopback and yield its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Scrape, text)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Scrape(BaseHTTPRequestHandler):
+    """Answers every request with the same text."""
+
+    def __init__(self, text: bytes, *arguments: object) -> None:
+        self._text = text
+        super().__init__(*arguments)  # type: ignore[arg-type]  # whatever the server gives
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.send_header("Content-Length", str(len(self._text)))
+        self.end_headers()
+        self.wfile.write(self._text)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def configure(folder: Path, target: str, every: int) -> str:
+    """Write the rule files with that interval in seconds; return the configuration that loads them."""
+    names = []
+    for path in RULE_FILES:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for group in document["groups"]:
+            group["interval"] = f"{every}s"
+        (folder / path.name).write_text(yaml.safe_dump(document), encoding="utf-8")
+        names.append(path.name)
+    scraped = {"targets": [target], "labels": {"instance": _INSTANCE}}
+    return yaml.safe_dump(
+        {
+            "global": {"scrape_interval": f"{every}s"},
+            "rule_files": names,
+            "scrape_configs": [{"job_name": _JOB, "static_configs": [scraped]}],
+        }
+    )
+
+
+def evaluated(server: Prometheus, times: int) -> list[Group]:
+    """Watch so many evaluations of each group over live samples, after one that is not counted."""
+    eventually(lambda: server.query("braze_campaign_up"), what="live samples", timeout=120)
+    seen: dict[str, dict[str, float]] = defaultdict(dict)
+
+    def groups() -> list[Json]:
+        data = server.ask("rules")
+        found = as_list(data["groups"]) if isinstance(data, dict) else []
+        for group in found:
+            seen[str(group["name"])].setdefault(str(group["lastEvaluation"]), float(str(group["evaluationTime"])))
+        # The one before the live samples, and the first one with them.
+        return found if all(len(evaluations) >= times + 2 for evaluations in seen.values()) else []
+
+    measured = eventually(groups, what=f"{times} evaluations of each group", timeout=_PATIENCE)
+    intervals, written = _intervals(), _written(server)
+    return [
+        Group(
+            Path(str(group["file"])).name,
+            name := str(group["name"]),
+            intervals[name],
+            written[name],
+            list(seen[name].values())[2:],
+            [_rule(rule) for rule in as_list(group["rules"])],
+        )
+        for group in measured
+    ]
+
+
+def _intervals() -> dict[str, int]:
+    """Return the interval of each group as it is in the file."""
+    return {
+        group["name"]: seconds(group.get("interval", "1m"))
+        for path in RULE_FILES
+        for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]
+    }
+
+
+def _written(server: Prometheus) -> dict[str, int]:
+    """Return how many series each group wrote in its last evaluation."""
+    metric = r'^prometheus_rule_group_last_evaluation_samples\{rule_group="[^"]*;([^";]+)"\} (\S+)$'
+    text = fetch(f"{server.url}/metrics").text
+    return {group: int(float(value)) for group, value in re.findall(metric, text, re.MULTILINE)}
+
+
+def _rule(rule: Json) -> tuple[float, str]:
+    """Return the seconds of a rule's last evaluation, and what it is called."""
+    if rule["health"] != "ok":
+        raise SystemExit(f"expected the rule {rule['name']} to be evaluated, got {rule}")
+    labels = rule.get("labels", {}) if rule["type"] == "recording" else {}
+    return float(str(rule["evaluationTime"])), f"{rule['name']}{labels or ''}"
+
+
+def print_groups(groups: Sequence[Group]) -> None:
+    """Print a line for each group and each file, then the costliest rules."""
+    columns = f"{'rules':>6}{'series':>9}{'interval':>10}{'median':>9}{'worst':>9}{'share':>8}"
+    print(f"\n{'file and group':34}{columns}")
+    for file in sorted({group.file for group in groups}):
+        of_file = [group for group in groups if group.file == file]
+        rules, series = (sum(numbers) for numbers in zip(*((len(g.rules), g.series) for g in of_file), strict=True))
+        print(f"{file:34}{rules:6}{series:9,}{sum(group.share for group in of_file):36.1%}")
+        for group in of_file:
+            numbers = f"{len(group.rules):6}{group.series:9,}{group.interval:8} s"
+            times = f"{statistics.median(group.evaluations):7.2f} s{max(group.evaluations):7.2f} s"
+            print(f"  {group.name:32}{numbers}{times}{group.share:8.1%}")
+    rules_by_cost = sorted(((*rule, group.name) for group in groups for rule in group.rules), reverse=True)
+    print("\nthe costliest rules")
+    for took, rule, name in rules_by_cost[:_SHOWN]:
+        print(f"{took:8.2f} s  {name}: {rule}")
+    above = [group.name for group in groups if group.share >= _ALLOWED]
+    print(f"\nat or above a tenth of the interval: {', '.join(above) or 'no group'}")
+
+
+def asked(server: Prometheus) -> Iterator[tuple[float, str]]:
+    """Ask each query of each panel once, for all campaigns; yield its seconds and what it is."""
+    now = int(time.time())
+    for uid, panel, target in _targets():
+        query = {"query": filled_in(str(target["expr"]))}
+        if target.get("instant"):
+            path = "query"
+        else:
+            path = "query_range"
+            span = _spans().get(str(panel.get("timeFrom")), _HISTORY)
+            step = max(seconds(str(panel.get("interval") or "1m")), span // _POINTS // 60 * 60)
+            end = now // step * step
+            query |= {"start": str(end - span), "end": str(end), "step": str(step)}
+        started = time.perf_counter()
+        answer = _post(f"{server.url}/api/v1/{path}", query)
+        took = time.perf_counter() - started
+        if not answer.ok:
+            raise SystemExit(f"expected an answer to {query}, got {answer.text}")
+        yield took, f"{uid}: {panel['title']}, {target['refId']} ({len(answer.content):,} bytes)"
+
+
+def _targets() -> Iterator[tuple[str, Json, Json]]:
+    """Yield each target of each panel."""
+    for uid in UIDS:
+        for panel in panels(uid):
+            for target in as_list(panel["targets"]):
+                yield uid, panel, target
+
+
+def _spans() -> dict[str, int]:
+    """Return the lengths of the panels' own time ranges in seconds."""
+    own = {str(panel["timeFrom"]) for _, panel, _ in _targets() if panel.get("timeFrom")}
+    return {text: _DAY if text == "now/d" else seconds(text) for text in own}
+
+
+def _post(url: str, data: Mapping[str, str] | None = None) -> requests.Response:
+    with requests.Session() as session:
+        session.trust_env = False
+        return session.post(url, data=data, timeout=_PATIENCE)
+
+
+def print_panels(queries: Sequence[tuple[float, str]]) -> None:
+    """Print the slowest queries."""
+    print(f"\nthe slowest of the {len(queries)} queries of the dashboards, for all campaigns and 30 days")
+    for took, what in queries[:_SHOWN]:
+        print(f"{took:8.2f} s  {what}")
+
+
+if __name__ == "__main__":
+    main()
