@@ -13,7 +13,7 @@ from grafana.source.dashboards import (
     zone_variable,
 )
 from grafana.source.panels import Column, Look, Panel, Query, bar_gauge, share_column, stat_panel, time_series
-from grafana.source.promql import CAMPAIGN, EMAIL, PUSH, SMS, WEBHOOK, WHATSAPP, Selection, highest, ratio, total
+from grafana.source.promql import CAMPAIGN, EMAIL, PUSH, SMS, WEBHOOK, WHATSAPP, Selection, highest, ratio
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.models import dashboard
@@ -70,7 +70,7 @@ def _email_now() -> tuple[dashboard.Panel, ...]:
                 steps=BOUNCES,
                 width=8,
             ),
-            Query("bounces", ratio(total(YESTERDAY("bounces", EMAIL)), total(sends), least=100)),
+            Query("bounces", CHOSEN.yesterday_rate("bounces", "sent", EMAIL)),
         ),
         stat_panel(
             Panel(
@@ -98,7 +98,7 @@ def _email_now() -> tuple[dashboard.Panel, ...]:
                 steps=UNSUBSCRIBES,
                 width=8,
             ),
-            Query("unsubscribes", _yesterday_rate("unsubscribes", "delivered", EMAIL, ())),
+            Query("unsubscribes", CHOSEN.yesterday_rate("unsubscribes", "delivered", EMAIL)),
         ),
         _worst("Bounce rate by campaign, yesterday", "Bounces", "bounces", EMAIL, "emails", BOUNCES, width=12),
         campaign_table(
@@ -208,7 +208,7 @@ def _push_and_webhooks() -> tuple[dashboard.Panel, ...]:
                 most=PUSH_BOUNCES[-1][0],
                 width=8,
             ),
-            Query("{{channel}}", _yesterday_rate("bounces", "sent", PUSH, ("channel",))),
+            Query("{{channel}}", CHOSEN.yesterday_rate("bounces", "sent", PUSH, ("channel",))),
         ),
         time_series(
             Panel(
@@ -247,10 +247,6 @@ def _worst_hour(statistic: str, matcher: str) -> Query:
     return Query("{{campaign_name}}", highest(10, CHOSEN.named(rate)))
 
 
-def _yesterday_rate(numerator: str, denominator: str, matcher: str, by: tuple[str, ...]) -> str:
-    return ratio(total(YESTERDAY(numerator, matcher), by), total(YESTERDAY(denominator, matcher), by), least=100)
-
-
 def _worst(
     title: str, words: str, statistic: str, matcher: str, messages: str, steps: Steps, *, width: int = 8
 ) -> dashboard.Panel:
@@ -265,5 +261,7 @@ def _worst(
             most=steps[-1][0],  # a full bar is where it is red, not where the worst campaign is
             width=width,
         ),
-        Query("{{campaign_name}}", highest(10, CHOSEN.named(_yesterday_rate(statistic, "sent", matcher, CAMPAIGN)))),
+        Query(
+            "{{campaign_name}}", highest(10, CHOSEN.named(CHOSEN.yesterday_rate(statistic, "sent", matcher, CAMPAIGN)))
+        ),
     )

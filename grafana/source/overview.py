@@ -147,7 +147,7 @@ def _stats() -> tuple[dashboard.Panel, ...]:
                 steps=((0.95, "orange"), (0.98, "green")),
                 width=6,
             ),
-            Query("deliveries", _email_rate("delivered", "sent")),
+            Query("deliveries", CHOSEN.yesterday_rate("delivered", "sent", EMAIL)),
         ),
         stat_panel(
             Panel(
@@ -160,7 +160,7 @@ def _stats() -> tuple[dashboard.Panel, ...]:
                 first="text",
                 width=6,
             ),
-            Query("unique opens", _email_rate("unique_opens", "delivered")),
+            Query("unique opens", CHOSEN.yesterday_rate("unique_opens", "delivered", EMAIL)),
         ),
         stat_panel(
             Panel(
@@ -172,7 +172,7 @@ def _stats() -> tuple[dashboard.Panel, ...]:
                 first="text",
                 width=8,
             ),
-            Query("unique clicks", _email_rate("unique_clicks", "delivered")),
+            Query("unique clicks", CHOSEN.yesterday_rate("unique_clicks", "delivered", EMAIL)),
         ),
         stat_panel(
             Panel(
@@ -218,12 +218,14 @@ def _campaigns() -> dashboard.Panel:
         ),
         share_column(
             "Delivered",
-            _email_rate("delivered", "sent", CAMPAIGN),
+            CHOSEN.yesterday_rate("delivered", "sent", EMAIL, CAMPAIGN),
             steps=((0, "red"), (0.95, "orange"), (0.98, "text")),
             width=_NUMBER,
         ),
-        share_column("Unique opens", _email_rate("unique_opens", "delivered", CAMPAIGN), bar=1.0),
-        share_column("Unique clicks", _email_rate("unique_clicks", "delivered", CAMPAIGN), decimals=2, bar=0.2),
+        share_column("Unique opens", CHOSEN.yesterday_rate("unique_opens", "delivered", EMAIL, CAMPAIGN), bar=1.0),
+        share_column(
+            "Unique clicks", CHOSEN.yesterday_rate("unique_clicks", "delivered", EMAIL, CAMPAIGN), decimals=2, bar=0.2
+        ),
         share_column("Conversion rate", ratio(CONVERSIONS, RECIPIENTS, least=100), decimals=2, bar=0.2),
         Column("Revenue", REVENUE, unit="currencyUSD", width=_NUMBER),
         age_column("Data age", f"time() - {CHOSEN.status('last_success_timestamp_seconds')}"),
@@ -366,7 +368,3 @@ def _history() -> tuple[dashboard.Panel, ...]:
 
 
 _NUMBER = 90  # pixels that a number needs; the bars share the rest
-
-
-def _email_rate(numerator: str, denominator: str, by: tuple[str, ...] = ()) -> str:
-    return ratio(total(YESTERDAY(numerator, EMAIL), by), total(YESTERDAY(denominator, EMAIL), by), least=100)

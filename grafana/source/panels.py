@@ -189,23 +189,14 @@ def table_panel(
     are there for `links`, which every cell of the first label has. `sort` is the column whose largest values come
     first, `limit` the number of rows.
     """
-    names = {**labels}
-    for reference, column in zip(_references(), columns, strict=False):
-        names[f"Value #{reference}"] = column.name
+    names = {**labels, **_value_names(columns)}
     if len(columns) == 1:
         names["Value"] = columns[0].name  # Grafana's name for it where a table has one query
     first = [label for label in labels if label not in last]
     order = [*first, *hidden, *(name for name in names if name not in labels), *last]
     transformations = [
         dashboard.DataTransformerConfig("merge", options={}),
-        dashboard.DataTransformerConfig(
-            "organize",
-            options={
-                "excludeByName": {"Time": True},
-                "indexByName": {name: index for index, name in enumerate(order)},
-                "renameByName": names,
-            },
-        ),
+        _organize(order, names, excluded=("Time",)),
     ]
     if sort:
         transformations.append(
@@ -267,14 +258,7 @@ def matrix_panel(
             "groupingToMatrix",
             options={"columnField": column, "rowField": label, "valueField": "Value", "emptyValue": "null"},
         ),
-        dashboard.DataTransformerConfig(
-            "organize",
-            options={
-                "excludeByName": {},
-                "indexByName": {name: index for index, name in enumerate((corner, *order))},
-                "renameByName": {corner: title},
-            },
-        ),
+        _organize((corner, *order), {corner: title}),
     ]
     return made
 
@@ -317,17 +301,7 @@ def bar_chart(
     )
     made.transformations = [
         dashboard.DataTransformerConfig("merge", options={}),
-        dashboard.DataTransformerConfig(
-            "organize",
-            options={
-                "excludeByName": dict.fromkeys(("Time", *hidden), True),
-                "indexByName": {label: 0},
-                "renameByName": {
-                    f"Value #{reference}": column.name
-                    for reference, column in zip(_references(), columns, strict=False)
-                },
-            },
-        ),
+        _organize((label,), _value_names(columns), excluded=("Time", *hidden)),
     ]
     return made
 
@@ -444,6 +418,25 @@ def _targets(queries: Sequence[Query], *, instant: bool, table: bool = False) ->
     ]
 
 
+def _value_names(columns: Sequence[Column]) -> dict[str, str]:
+    """Return the columns' names by those that Grafana gives the values of their queries."""
+    return {f"Value #{reference}": column.name for reference, column in zip(_references(), columns, strict=False)}
+
+
+def _organize(
+    order: Sequence[str], names: Mapping[str, str], *, excluded: Sequence[str] = ()
+) -> dashboard.DataTransformerConfig:
+    """Order fields, rename some and leave out others."""
+    return dashboard.DataTransformerConfig(
+        "organize",
+        options={
+            "excludeByName": dict.fromkeys(excluded, True),
+            "indexByName": {name: index for index, name in enumerate(order)},
+            "renameByName": dict(names),
+        },
+    )
+
+
 def _references() -> str:
     return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -531,8 +524,7 @@ _BAR_NAME = 12
 _BAR_VALUE = 14
 _BAR_HEIGHT = 32  # pixels: a few bars would otherwise fill the panel, with names too large to be read whole
 # Pixels of a table's columns of names; the columns of numbers share the rest, and have the least width at least.
-_WIDTHS = {"Alert": 240, "Campaign": 220, "Channel": 130, "Severity": 110, "Variation": 160}
-_WIDTHS["Workspace"] = 130
+_WIDTHS = {"Alert": 240, "Campaign": 220, "Channel": 130, "Severity": 110, "Variation": 160, "Workspace": 130}
 _LEAST_WIDTH = 80
 _STAT_HEIGHT = 4
 _HEIGHT = 8

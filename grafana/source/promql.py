@@ -45,6 +45,11 @@ class Selection:
         """Return the same for the previous, complete day."""
         return self._of_variations(f"braze_previous_day_message_{statistic}", matchers, offset)
 
+    def yesterday_rate(self, numerator: str, denominator: str, matcher: str, by: tuple[str, ...] = ()) -> str:
+        """Ratio of two statistics of the previous day, absent below a denominator of 100."""
+        parts = (total(self.yesterday(statistic, matcher), by) for statistic in (numerator, denominator))
+        return ratio(*parts, least=100)
+
     def campaign_yesterday(self, statistic: str, *matchers: str) -> str:
         """One value for each campaign: its own totals of the previous day."""
         selector = ",".join((self.campaigns, *matchers))
