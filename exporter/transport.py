@@ -124,7 +124,7 @@ class Transport:
             reply = self._reply(target, headers, watch)
         except Exception as error:
             # A socket that is shut under a running request ends it in many ways.
-            if watch.expired or watch.remaining() <= 0 or _is(error, TimeoutError, requests.Timeout):
+            if watch.expired or watch.remaining() <= 0 or _is(error, TimeoutError):
                 return TimedOut("no complete answer within the timeout")
             if isinstance(error, TransportError):
                 return error
@@ -186,12 +186,12 @@ def _environment(endpoint: str) -> tuple[dict[str, str], bool | str]:
 
 def _translated(error: Exception) -> TransportError:
     """Name an exception of the libraries below by what happened, in words that are ours or the system's."""
-    if _is(error, urllib3.exceptions.DecodeError, requests.exceptions.ContentDecodingError):
+    if _is(error, urllib3.exceptions.DecodeError):
         return NotDecoded("the body is not what its Content-Encoding says")
     innermost = list(_chain(error))[-1]
     if _is(error, ssl.SSLEOFError, ssl.SSLZeroReturnError):
         return NotConnected("the connection was closed")
-    if _is(error, ssl.SSLError, urllib3.exceptions.SSLError, requests.exceptions.SSLError):
+    if _is(error, ssl.SSLError, urllib3.exceptions.SSLError):
         return NotTrusted(getattr(innermost, "verify_message", "") or getattr(innermost, "reason", "") or "TLS failed")
     if isinstance(innermost, OSError) and innermost.strerror:
         return NotConnected(innermost.strerror)
