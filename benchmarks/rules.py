@@ -16,17 +16,13 @@ With --panels the queries of the dashboards follow, each for all campaigns and 3
 import argparse
 import re
 import statistics
-import subprocess
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -36,7 +32,6 @@ import yaml
 from exporter.braze import ApiStatistics
 from exporter.exposition import render
 from exporter.metrics import day_rows, day_timestamp, exporter_rows, status_rows, workspace_rows
-from exporter.model import parse_data_series
 from exporter.poller import CampaignState, WorkspaceState
 from exporter.simulator import (
     ALL_DAY,
@@ -47,10 +42,20 @@ from exporter.simulator import (
     CampaignModel,
     ChannelModel,
     VariationModel,
-    data_series,
 )
 from tests.dashboards import UIDS, Json, as_list, filled_in, panels
-from tests.servers import ROOT, Prometheus, eventually, fetch, find_program, running_prometheus
+from tests.history import polled
+from tests.servers import (
+    ROOT,
+    Answer,
+    Prometheus,
+    eventually,
+    fetch,
+    find_program,
+    running_prometheus,
+    serving,
+    write_history,
+)
 
 PROMETHEUS = ROOT / "deploy/prometheus"
 RULE_FILES = (*sorted(PROMETHEUS.glob("rules/*.yml")), PROMETHEUS / "overrides.example.yml")
@@ -132,10 +137,12 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="braze-exporter-bench-")))
         text = exposition(world, end)
+        scrape = Answer(text, "text/plain; version=0.0.4; charset=utf-8")
         series = text.count(b"\n")
         print(f"{flags.campaigns:,} campaigns with {series:,} series, history with a sample every {flags.step:,} s")
-        write_history(promtool, folder, world, look_back, moments(look_back, end, flags.step))
-        configuration = configure(folder, stack.enter_context(serving(text)), flags.every)
+        for lines in history(world, look_back, moments(look_back, end, flags.step)):
+            write_history(promtool, lines, folder, longest=f"{_BLOCK}s")
+        configuration = configure(folder, stack.enter_context(serving(lambda *_: scrape)), flags.every)
         retention = "--storage.tsdb.retention.time=60d"
         server = stack.enter_context(running_prometheus(prometheus, configuration, folder, retention))
         print_groups(evaluated(server, flags.evaluations))
@@ -174,31 +181,12 @@ def _variation(number: int, place: int, name: str | None, share: float) -> Varia
     return VariationModel(f"{number:08x}-{place:04x}-4fa0-a5c0-4505edf3e064", name, share)
 
 
-def polled(workspace: str, model: CampaignModel, now: float) -> CampaignState:
-    """Return what the exporter would know of a campaign."""
-    zone = ZoneInfo(ZONES[workspace])
-    answer = data_series(model, datetime.fromtimestamp(now, zone).date(), 2, now=now, zone=zone)
-    series = parse_data_series(answer)
-    return CampaignState(
-        workspace,
-        zone,
-        model.id,
-        model.name,
-        300,
-        up=True,
-        last_success=now - 60,
-        polls=1,
-        latest=series.latest,
-        previous=series.previous,
-    )
-
-
 def exposition(world: Mapping[str, Sequence[CampaignModel]], now: float) -> bytes:
     """Return all sample lines that the exporter would show."""
     pieces: list[bytes] = []
     for workspace, models in world.items():
         for model in models:
-            state = polled(workspace, model, now)
+            state = polled(workspace, ZoneInfo(ZONES[workspace]), model, now)
             pieces.extend(render((*day_rows(state), *status_rows(state, 0))).values())
         api = ApiStatistics(rate_limit=50_000, rate_limit_remaining=49_000, rate_limit_reset=now + _DAY)
         zone = ZONES[workspace]
@@ -246,27 +234,21 @@ def moments(look_back: LookBack, end: int, step: int) -> dict[int, bool]:
     return dict(sorted(times.items()))
 
 
-def write_history(
-    promtool: Path,
-    folder: Path,
-    world: Mapping[str, Sequence[CampaignModel]],
-    look_back: LookBack,
-    times: Mapping[int, bool],
-) -> None:
-    """Write the blocks of a Prometheus that scraped the campaigns at these times into the folder `data`."""
-    command = [str(promtool), "tsdb", "create-blocks-from", f"--max-block-duration={_BLOCK}s", "openmetrics"]
+def history(
+    world: Mapping[str, Sequence[CampaignModel]], look_back: LookBack, times: Mapping[int, bool]
+) -> Iterator[Iterator[str]]:
+    """Yield the samples of each block of a Prometheus that scraped the campaigns at these times."""
     blocks: dict[int, dict[int, bool]] = defaultdict(dict)
     for moment, regular in times.items():
         blocks[moment // _BLOCK][moment] = regular
-    samples = folder / "history.om"
+    recent = max(times) - _HOURLY
     for block in blocks.values():
-        with samples.open("w", encoding="utf-8") as file:
-            for workspace, models in world.items():
-                for model in models:
-                    file.writelines(_samples(workspace, model, look_back, block, recent=max(times) - _HOURLY))
-            file.write("# EOF\n")
-        subprocess.run([*command, str(samples), str(folder / "data")], check=True, capture_output=True)
-    samples.unlink()
+        yield (
+            line
+            for workspace, models in world.items()
+            for model in models
+            for line in _samples(workspace, model, look_back, block, recent=recent)
+        )
 
 
 def _samples(
@@ -279,7 +261,7 @@ def _samples(
         days[datetime.fromtimestamp(moment, zone).toordinal()].append(moment)
     for day, of_day in days.items():
         noon = datetime.fromordinal(day).replace(hour=12, tzinfo=zone)
-        state = polled(workspace, model, noon.timestamp())
+        state = polled(workspace, zone, model, noon.timestamp())
         pieces = render(day_rows(state))
         for name in sorted(pieces.keys() & (look_back.daily | look_back.at_offsets)):
             lines = pieces[name].decode().splitlines()
@@ -312,37 +294,6 @@ def _recorded(state: CampaignState) -> Iterator[str]:
 
 
 # ---- the measurements
-
-
-@contextmanager
-def serving(text: bytes) -> Iterator[str]:
-    """Serve a scrape on loopback and yield its address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Scrape, text)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-class _Scrape(BaseHTTPRequestHandler):
-    """Answers every request with the same text."""
-
-    def __init__(self, text: bytes, *arguments: object) -> None:
-        self._text = text
-        super().__init__(*arguments)  # type: ignore[arg-type]  # whatever the server gives
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-        self.send_header("Content-Length", str(len(self._text)))
-        self.end_headers()
-        self.wfile.write(self._text)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
 
 
 def configure(folder: Path, target: str, every: int) -> str:

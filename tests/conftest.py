@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import hypothesis
 import pytest
 
 from tests.servers import Alertmanager, Prometheus, find_program, running_alertmanager, running_prometheus
+
+Server = TypeVar("Server")
 
 MISSING = "program not installed: "
 # The fixtures of programs whose tests are tests with servers.
@@ -60,14 +64,7 @@ def openssl() -> Path:
 def prometheus(tmp_path: Path) -> Iterator[Callable[[str], Prometheus]]:
     """Start a Prometheus with the given configuration (YAML); it is stopped when the test ends."""
     executable = _require("prometheus")
-
-    with ExitStack() as stack:
-
-        def start(configuration: str) -> Prometheus:
-            folder = tmp_path / f"prometheus-{len(list(tmp_path.glob('prometheus-*')))}"
-            folder.mkdir()
-            return stack.enter_context(running_prometheus(executable, configuration, folder))
-
+    with _starting(tmp_path, "prometheus", partial(running_prometheus, executable)) as start:
         yield start
 
 
@@ -76,14 +73,7 @@ def alertmanager(tmp_path: Path) -> Iterator[Callable[[str], Alertmanager]]:
     """Start an Alertmanager with the given configuration (YAML); it is stopped when the test ends."""
     # Debian's name for it, and the one that it has elsewhere.
     executable = find_program("prometheus-alertmanager") or _require("alertmanager")
-
-    with ExitStack() as stack:
-
-        def start(configuration: str) -> Alertmanager:
-            folder = tmp_path / f"alertmanager-{len(list(tmp_path.glob('alertmanager-*')))}"
-            folder.mkdir()
-            return stack.enter_context(running_alertmanager(executable, configuration, folder))
-
+    with _starting(tmp_path, "alertmanager", partial(running_alertmanager, executable)) as start:
         yield start
 
 
@@ -103,6 +93,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Genera
             " `make programs` fetches what Debian has",
             yellow=True,
         )
+
+
+@contextmanager
+def _starting(
+    parent: Path, name: str, run: Callable[[str, Path], AbstractContextManager[Server]]
+) -> Iterator[Callable[[str], Server]]:
+    """Run what is started with a configuration in a folder of its own, until the context ends."""
+    with ExitStack() as stack:
+
+        def start(configuration: str) -> Server:
+            folder = parent / f"{name}-{len(list(parent.glob(f'{name}-*')))}"
+            folder.mkdir()
+            return stack.enter_context(run(configuration, folder))
+
+        yield start
 
 
 def _require(name: str) -> Path:

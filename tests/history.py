@@ -1,6 +1,5 @@
 """Weeks of what the exporter would have shown of the simulated world, in a Prometheus that answers at once."""
 
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_row
 from exporter.model import parse_data_series
 from exporter.poller import CampaignState, WorkspaceState
 from exporter.simulator import CONTROL_GROUP, CampaignModel, campaign_models, data_series
-from tests.servers import ROOT, Prometheus, running_prometheus
+from tests.servers import ROOT, Prometheus, running_prometheus, write_history
 
 NOW = datetime(2025, 11, 8, 15, tzinfo=UTC)
 """When the history ends. From the first day to here no boundary of Prometheus' largest block is crossed."""
@@ -53,19 +52,27 @@ ALERTS_FOR_STATE{{{_ALERT}}} 1762600000
 @contextmanager
 def remembering_prometheus(promtool: Path, folder: Path) -> Iterator[Prometheus]:
     """Run the Prometheus that stands beside promtool, with all that it would have scraped from FIRST to NOW."""
-    data = folder / "data"
-    samples = folder / "history.om"
-    with samples.open("w", encoding="utf-8") as file:
-        for moment in _moments():
-            file.writelines(_scrape(moment))
-        file.write("# EOF\n")
-    subprocess.run(
-        [promtool, "tsdb", "create-blocks-from", "--max-block-duration=1500h", "openmetrics", samples, data],
-        check=True,
-        capture_output=True,
-    )
+    write_history(promtool, (line for moment in _moments() for line in _scrape(moment)), folder)
     with running_prometheus(promtool.with_name("prometheus"), "global: {}", folder) as prometheus:
         yield prometheus
+
+
+def polled(workspace: str, zone: ZoneInfo, campaign: CampaignModel, now: float) -> CampaignState:
+    """Return what the exporter knows of a campaign at a Unix time, when its polls go well."""
+    answer = data_series(campaign, datetime.fromtimestamp(now, zone).date(), 2, now=now, zone=zone)
+    series = parse_data_series(answer)
+    return CampaignState(
+        workspace,
+        zone,
+        campaign.id,
+        campaign.name,
+        300,
+        up=True,
+        last_success=now - 60,
+        polls=1,
+        latest=series.latest,
+        previous=series.previous,
+    )
 
 
 def comparison_rules() -> dict[str, str]:
@@ -151,21 +158,7 @@ def _exposition(moment: datetime) -> Iterator[str]:
 
 def _state(workspace: str, campaign: CampaignModel, moment: datetime) -> CampaignState:
     """Return what polling knows of a campaign; the last one of Europe has been failing for two hours at the end."""
-    zone = ZoneInfo(ZONES[workspace])
-    answer = data_series(campaign, moment.astimezone(zone).date(), 2, now=moment.timestamp(), zone=zone)
-    series = parse_data_series(answer)
-    state = CampaignState(
-        workspace,
-        zone,
-        campaign.id,
-        campaign.name,
-        300,
-        up=True,
-        last_success=moment.timestamp() - 60,
-        polls=1,
-        latest=series.latest,
-        previous=series.previous,
-    )
+    state = polled(workspace, ZoneInfo(ZONES[workspace]), campaign, moment.timestamp())
     since = NOW - timedelta(hours=2)
     if campaign is not CAMPAIGNS["europe"][-1] or moment < since:
         return state

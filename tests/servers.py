@@ -5,12 +5,14 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import requests
 
@@ -153,6 +155,26 @@ def running_prometheus(executable: Path, configuration: str, folder: Path, *flag
         yield Prometheus(program, f"http://{address}")
 
 
+def write_history(promtool: Path, lines: Iterable[str], folder: Path, *, longest: str = "1500h") -> None:
+    """Add samples, lines of OpenMetrics with their times, to the data of a Prometheus that does not run.
+
+    `folder` is that of `running_prometheus`, `longest` the duration of the largest block.
+    """
+    samples = folder / "history.om"
+    with samples.open("w", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.write("# EOF\n")
+    command: list[str | Path] = [
+        promtool,
+        "tsdb",
+        "create-blocks-from",
+        f"--max-block-duration={longest}",
+        "openmetrics",
+    ]
+    subprocess.run([*command, samples, folder / "data"], check=True, capture_output=True)
+    samples.unlink()
+
+
 @dataclass(frozen=True, slots=True)
 class Alertmanager:
     """An Alertmanager that answers at `url`."""
@@ -195,6 +217,43 @@ def running_alertmanager(executable: Path, configuration: str, folder: Path) -> 
         address = program.logged(r" address=(127\.0\.0\.1:[1-9]\d*)")[1]
         eventually(lambda: fetch(f"http://{address}/-/ready").ok, what="an Alertmanager that is ready")
         yield Alertmanager(program, f"http://{address}")
+
+
+class Answer(NamedTuple):
+    """What a server answers."""
+
+    body: bytes = b""
+    content_type: str = "text/plain"
+    status: int = 200
+
+
+@contextmanager
+def serving(answer: Callable[[str, bytes], Answer]) -> Iterator[str]:
+    """Answer a request by its path and body on a free loopback port; yield the address, without a scheme."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body, content_type, status = answer(self.path, asked)
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815 - the name of the standard library
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def fetch(url: str, parameters: Mapping[str, str] | None = None) -> requests.Response:

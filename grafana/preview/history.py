@@ -9,9 +9,9 @@ from zoneinfo import ZoneInfo
 from exporter.braze import ApiStatistics, Reason
 from exporter.exposition import render
 from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
-from exporter.model import parse_data_series
 from exporter.poller import CampaignState, WorkspaceState
-from exporter.simulator import CONTROL_GROUP, CampaignModel, ChannelModel, VariationModel, campaign_models, data_series
+from exporter.simulator import CONTROL_GROUP, CampaignModel, ChannelModel, VariationModel, campaign_models
+from tests.history import polled
 
 NOW = datetime(2025, 11, 6, 15, tzinfo=UTC)
 """When the history ends, a Thursday afternoon."""
@@ -110,25 +110,20 @@ def _exposition(moment: datetime) -> Iterator[str]:
 def _state(workspace: str, campaign: CampaignModel, moment: datetime) -> CampaignState:
     """Return what polling knows of a campaign; some have been failing for a while at the end, until they are stale."""
     zone = ZoneInfo(ZONE)
-    polled = moment - timedelta(seconds=(moment.timestamp() * 7 + len(campaign.name) * 41) % 300)
+    newest = moment - timedelta(seconds=(moment.timestamp() * 7 + len(campaign.name) * 41) % 300)
     since = {_REFUSED: _REFUSED_SINCE}.get(workspace, _FAILING_SINCE if campaign is _FAILING else NOW)
-    known = min(polled, since)
+    known = min(newest, since)
     stale = moment - known > _STALE_AFTER
     failing = campaign is _FAILING and moment >= since
-    answer = data_series(campaign, known.astimezone(zone).date(), 2, now=known.timestamp(), zone=zone)
-    series = parse_data_series(answer)
-    return CampaignState(
-        workspace,
-        zone,
-        campaign.id,
-        campaign.name,
-        300,
+    state = polled(workspace, zone, campaign, known.timestamp())
+    return replace(
+        state,
         up=not (failing or stale),
         last_success=known.timestamp(),
         polls=int((moment - _FIRST) / STEP),
         failures={Reason.TIMEOUT: 1 + int((moment - _FAILING_SINCE) / STEP)} if failing else {},
-        latest=None if stale else series.latest,
-        previous=None if stale else series.previous,
+        latest=None if stale else state.latest,
+        previous=None if stale else state.previous,
     )
 
 

@@ -6,12 +6,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from grafana.preview.history import CAMPAIGNS, EXPERIMENT, NOW, ZONE, samples
 from tests.history import comparison_rules
-from tests.servers import ROOT, Prometheus, find_program, running_prometheus
+from tests.servers import ROOT, Prometheus, find_program, running_prometheus, write_history
 
 PICTURES = ROOT / "docs/pictures"
 _DRAW = Path(__file__).with_name("draw.mjs")
@@ -40,11 +40,11 @@ def main() -> None:
     promtool, prometheus, chromium = (_program(name) for name in ("promtool", "prometheus", "chromium"))
     with tempfile.TemporaryDirectory(prefix="preview-") as name:
         folder = Path(name)
-        _make_blocks(promtool, samples(), folder)
+        write_history(promtool, samples(), folder)
         # What the rules would have recorded stands on the history: asked of it first, then added.
         with running_prometheus(prometheus, "global: {}", folder) as server:
             recorded = list(_recorded(server))
-        _make_blocks(promtool, recorded, folder)
+        write_history(promtool, recorded, folder)
         with running_prometheus(prometheus, "global: {}", folder) as server:
             _draw(chromium, server)
 
@@ -54,16 +54,6 @@ def _program(name: str) -> Path:
     if program is None:
         sys.exit(f"expected the program {name} on PATH or among the programs of `make programs`")
     return program
-
-
-def _make_blocks(promtool: Path, lines: Iterable[str], folder: Path) -> None:
-    """Add samples to the data of a Prometheus that does not run."""
-    file = folder / "samples.om"
-    with file.open("w", encoding="utf-8") as output:
-        output.writelines(lines)
-        output.write("# EOF\n")
-    command: list[str | Path] = [promtool, "tsdb", "create-blocks-from", "--max-block-duration=1500h", "openmetrics"]
-    subprocess.run([*command, file, folder / "data"], check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - found above
 
 
 def _recorded(prometheus: Prometheus) -> Iterator[str]:

@@ -6,24 +6,29 @@ rules look up of the weeks before is in Prometheus' data from the start.
 
 import json
 import re
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from exporter.exposition import render
 from exporter.metrics import day_rows
-from exporter.model import parse_data_series
-from exporter.poller import CampaignState
-from exporter.simulator import Body, CampaignModel, Simulator, Statistic, Status, campaign_models, daily, data_series
+from exporter.simulator import Body, CampaignModel, Simulator, Statistic, Status, campaign_models, daily
 from tests.exporters import KEY, running_exporter
-from tests.servers import ROOT, Alertmanager, Prometheus, eventually, running_prometheus
+from tests.history import polled
+from tests.servers import (
+    ROOT,
+    Alertmanager,
+    Answer,
+    Prometheus,
+    eventually,
+    running_prometheus,
+    serving,
+    write_history,
+)
 
 StartAlertmanager = Callable[[str], Alertmanager]
 
@@ -201,34 +206,23 @@ def receiving() -> Iterator[tuple[str, Sequence[Notification]]]:
     received: list[Notification] = []
     told: set[tuple[str, str]] = set()
 
-    class Webhook(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            receiver, name = self.path.removeprefix("/"), message["groupLabels"]["alertname"]
-            about: dict[str, set[str]] = {"firing": set(), "resolved": set()}
-            for alert in message["alerts"]:
-                about[alert["status"]].add(next(alert["labels"][label] for label in _ABOUT if label in alert["labels"]))
-            begun = sorted(each for each in about["firing"] if (name, each) not in told)
-            over = sorted(each for each in about["resolved"] if (name, each) in told)
-            told.update((name, each) for each in begun)
-            told.difference_update((name, each) for each in over)
-            if begun or not over:  # neither: a message without news, which is one too many
-                received.append(Notification(receiver, name, "firing", tuple(begun)))
-            received.extend(Notification(receiver, name, "resolved", (each,)) for each in over)
-            self.send_response(200)
-            self.end_headers()
+    def webhook(path: str, body: bytes) -> Answer:
+        message = json.loads(body)
+        receiver, name = path.removeprefix("/"), message["groupLabels"]["alertname"]
+        about: dict[str, set[str]] = {"firing": set(), "resolved": set()}
+        for alert in message["alerts"]:
+            about[alert["status"]].add(next(alert["labels"][label] for label in _ABOUT if label in alert["labels"]))
+        begun = sorted(each for each in about["firing"] if (name, each) not in told)
+        over = sorted(each for each in about["resolved"] if (name, each) in told)
+        told.update((name, each) for each in begun)
+        told.difference_update((name, each) for each in over)
+        if begun or not over:  # neither: a message without news, which is one too many
+            received.append(Notification(receiver, name, "firing", tuple(begun)))
+        received.extend(Notification(receiver, name, "resolved", (each,)) for each in over)
+        return Answer()
 
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the name of the standard library
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Webhook) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_address[1]}", received
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(webhook) as address:
+        yield address, received
 
 
 def ended(notification: Notification) -> list[Notification]:
@@ -286,22 +280,14 @@ def remember(folder: Path, zone: ZoneInfo, address: str, promtool: Path) -> None
     now = time.time()
     days = [now - (7 * weeks - back) * DAY for weeks in range(1, 5) for back in (0, 1)]
     by_now = [now - (7 * weeks * 24 + 1) * HOUR for weeks in range(1, 5)]
-    samples = folder / "history.om"
-    with samples.open("w", encoding="utf-8") as file:
-        for moment in sorted(days + by_now):
-            file.writelines(scrape(moment, zone))
-        file.write(f'up{{instance="{address}",job="braze-exporter"}} 1 {now:.3f}\n# EOF\n')
-    command = (promtool, "tsdb", "create-blocks-from", "--max-block-duration=1500h", "openmetrics")
-    subprocess.run((*command, samples, folder / "data"), check=True, capture_output=True)
+    history = (line for moment in sorted(days + by_now) for line in scrape(moment, zone))
+    last = f'up{{instance="{address}",job="braze-exporter"}} 1 {now:.3f}\n'
+    write_history(promtool, (*history, last), folder)
 
 
 def scrape(moment: float, zone: ZoneInfo) -> Iterable[str]:
     """Return the lines of OpenMetrics that show the campaigns' days as known at a Unix time, with that time."""
-    day = datetime.fromtimestamp(moment, zone).date()
     for campaign in (WELCOME, CART, PASSCODE, APP):
-        answer = parse_data_series(data_series(campaign, day, 2, now=moment, zone=zone))
-        state = CampaignState(
-            "main", zone, campaign.id, campaign.name, 300, latest=answer.latest, previous=answer.previous
-        )
+        state = polled("main", zone, campaign, moment)
         for line in b"".join(render(day_rows(state)).values()).decode().splitlines():
             yield f"{line} {moment:.3f}\n"

@@ -2,11 +2,9 @@
 
 import json
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from exporter.simulator import CONTROL_GROUP, Body, Simulator, campaign_models, daily
 from tests.exporters import KEY, Exporter, configure, running_exporter
-from tests.servers import Prometheus, eventually
+from tests.servers import Answer, Prometheus, eventually, serving
 
 Start = Callable[[str], Prometheus]
 Series = tuple[str, frozenset[tuple[str, str]]]
@@ -187,22 +185,9 @@ def unchanged(exporter: Exporter) -> Iterator[str]:
 def text_only(exporter: Exporter) -> Iterator[str]:
     """The address of a relay that asks the exporter for text, whatever it is asked for: Prometheus 2.42 cannot."""
 
-    class Relay(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            answer = exporter.ask(self.path, Accept="text/plain")
-            self.send_response(answer.status_code)
-            self.send_header("Content-Type", answer.headers["Content-Type"])
-            self.end_headers()
-            self.wfile.write(answer.content)
+    def relay(path: str, _: bytes) -> Answer:
+        answer = exporter.ask(path, Accept="text/plain")
+        return Answer(answer.content, answer.headers["Content-Type"], answer.status_code)
 
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - the name of the standard library
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Relay) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(relay) as address:
+        yield f"http://{address}"
