@@ -136,14 +136,14 @@ class Pool:
                 return math.inf
             wait = max(self._next, self._closed_until if self._closed else -math.inf) - now
             if wait > 0:
-                return wait
+                return min(wait, LONGEST_PAUSE)  # the sum and difference of floats may be a bit longer
             self._next = max(self._next, now - _CATCH_UP) + self._spacing
             self._probing = self._closed is not None
             return Permit(probe=self._probing)
 
     def closed_for(self, now: float) -> float:
         """Return the seconds until a closed pool sends its next probe."""
-        return max(0.0, self._closed_until - now)
+        return min(max(0.0, self._closed_until - now), LONGEST_PAUSE)
 
     def succeeded(self, permit: Permit) -> bool:
         """Take note of an answer; return whether it opened the pool."""

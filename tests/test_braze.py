@@ -217,6 +217,17 @@ def test_now_again_and_again_is_not_believed() -> None:
     assert pauses == [0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 300.0, 300.0]
 
 
+def test_the_longest_pause_is_the_longest_to_a_bit() -> None:
+    """Times of day that are no binary fractions make no pause longer."""
+    for tenths in range(7_200, 36_000):
+        now = tenths * 0.1
+        pool = pool_of()
+        pool.failed(OPEN, error_of(Reason.RATE_LIMITED, 1e9), now)
+
+        assert pool.take(now) <= LONGEST_PAUSE
+        assert pool.closed_for(now) <= LONGEST_PAUSE
+
+
 def test_a_success_ends_the_row_of_refusals() -> None:
     """After the pool was open, a refusal is the first again, whatever those before had named."""
     pool = closed_pool(1000.0)
