@@ -19,7 +19,7 @@ except ImportError:  # pragma: no cover
 Location: TypeAlias = tuple[int | str, ...]
 """The keys and places in lists that lead to a value."""
 
-_SECRET_NAME = re.compile("key|password|passwd|token|secret|credential|authorization", re.IGNORECASE)
+_SECRET_NAME = re.compile("key|password|passwd|token|secret|credential|authorization|basic_auth", re.IGNORECASE)
 _HIDDEN = "a value that is not shown"
 _LONGEST_QUOTE = 80  # characters of a value that a message repeats
 _DEEPEST = 20  # levels of nesting; the models have 5
