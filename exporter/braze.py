@@ -114,11 +114,10 @@ class Pool:
     """
 
     def __init__(self, *, requests_per_minute: float, unauthorized_pause: float, random: Random) -> None:
-        self._spacing = 60.0 / requests_per_minute
-        self._unauthorized_pause = unauthorized_pause
         self._random = random
         self._lock = threading.Lock()
-        self._next = -math.inf
+        self._taken = -math.inf
+        self.change(requests_per_minute=requests_per_minute, unauthorized_pause=unauthorized_pause)
         self._closed: Reason | None = None
         self._closed_until = -math.inf
         self._refusals = 0
@@ -129,15 +128,30 @@ class Pool:
         """Why nothing but a probe may be asked, or None."""
         return self._closed
 
+    def change(self, *, requests_per_minute: float, unauthorized_pause: float) -> None:
+        """Let another pace hold, from the last request on, and another pause, from the next refusal on."""
+        with self._lock:
+            self._spacing = 60.0 / requests_per_minute
+            self._unauthorized_pause = unauthorized_pause
+
+    def probe_now(self) -> bool:
+        """Let a pool that a 401 closed send its next probe at once; return whether it is such a one."""
+        with self._lock:
+            unauthorized = self._closed is Reason.UNAUTHORIZED
+            if unauthorized:
+                self._closed_until = -math.inf
+            return unauthorized
+
     def take(self, now: float) -> Permit | float:
         """Return leave to send a request now, or the seconds until it is worth asking again."""
         with self._lock:
             if self._probing:
                 return math.inf
-            wait = max(self._next, self._closed_until if self._closed else -math.inf) - now
+            following = self._taken + self._spacing
+            wait = max(following, self._closed_until if self._closed else -math.inf) - now
             if wait > 0:
                 return min(wait, LONGEST_PAUSE)  # the sum and difference of floats may be a bit longer
-            self._next = max(self._next, now - _CATCH_UP) + self._spacing
+            self._taken = max(following, now - _CATCH_UP)
             self._probing = self._closed is not None
             return Permit(probe=self._probing)
 
@@ -191,8 +205,42 @@ _ANSWERED = {Reason.FORBIDDEN, Reason.BAD_REQUEST, Reason.NOT_FOUND, Reason.TOO_
 """Failures in which Braze's API itself took the key and the request, and that a pause would not mend."""
 
 
+class Counters:
+    """What happened on each of a workspace's endpoints so far. Any number of threads may count."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._apis = {"data_series": ApiStatistics()}
+
+    def observe(self, api: str, seconds: float) -> None:
+        """Count a request that took so long."""
+        with self._lock:
+            self._apis[api].observe(seconds)
+
+    def count_failure(self, api: str, reason: Reason) -> None:
+        """Count a request that brought nothing usable."""
+        with self._lock:
+            self._apis[api].failures[reason] += 1
+
+    def read_rate_headers(self, api: str, headers: Mapping[str, str]) -> None:
+        """Keep what an answer says of the rate limit."""
+        with self._lock:
+            _read_rate_headers(self._apis[api], headers)
+
+    def copy(self) -> dict[str, ApiStatistics]:
+        """Return what was counted until now."""
+        with self._lock:
+            return {
+                api: replace(own, failures=dict(own.failures), durations=list(own.durations))
+                for api, own in self._apis.items()
+            }
+
+
 class Client:
-    """One workspace's way to Braze: its key, its connections, its pace. Any number of threads may use it."""
+    """One workspace's way to Braze: its key, its connections, its pace. Any number of threads may use it.
+
+    It is one of `total_shards` that share the pace. With `counters` it goes on counting where another stopped.
+    """
 
     def __init__(
         self,
@@ -204,11 +252,14 @@ class Client:
         monotonic: Callable[[], float],
         random: Random,
         stopped: threading.Event,
+        total_shards: int = 1,
+        counters: Counters | None = None,
     ) -> None:
         self.workspace = workspace
-        self._statistics = {"data_series": ApiStatistics()}
+        self.counters = counters or Counters()
+        self._total_shards = total_shards
         self.data_series_pool = Pool(
-            requests_per_minute=workspace.requests_per_minute,
+            requests_per_minute=workspace.requests_per_minute / total_shards,
             unauthorized_pause=min(interval, LONGEST_PAUSE),
             random=random,
         )
@@ -217,7 +268,6 @@ class Client:
         self._monotonic = monotonic
         self._random = random
         self._stopped = stopped
-        self._lock = threading.Lock()
         self._key_lock = threading.Lock()
         self._keys = [read_api_key(workspace, environ)]
         self._key_read_at = monotonic()
@@ -240,11 +290,24 @@ class Client:
     @property
     def statistics(self) -> dict[str, ApiStatistics]:
         """What happened so far on each endpoint, as a copy."""
-        with self._lock:
-            return {
-                api: replace(own, failures=dict(own.failures), durations=list(own.durations))
-                for api, own in self._statistics.items()
-            }
+        return self.counters.copy()
+
+    def change(self, workspace: Workspace, *, interval: float) -> bool:
+        """Go on with other settings of the workspace at the same endpoint.
+
+        The key is read again; return whether it takes the place of one that was refused, so that a probe may be sent.
+        """
+        with self._key_lock:
+            self.workspace = workspace
+            self._interval = interval
+            before = self._keys[-1]
+            self._read_key()
+            replaced = self._keys[-1] != before
+        self.data_series_pool.change(
+            requests_per_minute=workspace.requests_per_minute / self._total_shards,
+            unauthorized_pause=min(interval, LONGEST_PAUSE),
+        )
+        return replaced and self.data_series_pool.probe_now()
 
     def data_series(self, campaign_id: str, *, days: int, permit: Permit, timeout: float) -> object:
         """Ask for a campaign's last days; return the decoded answer.
@@ -258,11 +321,11 @@ class Client:
 
     def count_failure(self, api: str, reason: Reason) -> None:
         """Count an answer that arrived whole and turned out to be none."""
-        with self._lock:
-            self._statistics[api].failures[reason] += 1
+        self.counters.count_failure(api, reason)
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
+        """Close the connections that are not in use, and the others when their requests end; nothing is retried."""
+        self._stopped.set()
         self._transport.close()
 
     def _ask(self, api: str, pool: Pool, target: str, permit: Permit, timeout: float) -> object:
@@ -292,7 +355,9 @@ class Client:
             return _answer(self._reply(api, target, key, deadline), key)
         except BrazeError as error:
             self.count_failure(api, error.reason)
-            raise
+            if error.reason is not Reason.UNAUTHORIZED or key == self._keys[-1]:
+                raise
+        return self._try(api, target, permit, deadline)  # the key was replaced meanwhile, the new one is not refused
 
     def _reply(self, api: str, target: str, key: str, deadline: float) -> Reply:
         started = self._monotonic()
@@ -301,10 +366,8 @@ class Client:
         except TransportError as error:
             raise BrazeError(_TRANSPORT_REASONS[type(error)], str(error)) from None
         finally:
-            with self._lock:
-                self._statistics[api].observe(self._monotonic() - started)
-        with self._lock:
-            _read_rate_headers(self._statistics[api], reply)
+            self.counters.observe(api, self._monotonic() - started)
+        self.counters.read_rate_headers(api, reply.headers)
         return reply
 
     def _tell(self, pool: Pool) -> None:
@@ -352,7 +415,7 @@ class Client:
         self._key_readable = True
         if key != self._keys[-1]:
             logger.info("the API key was replaced", extra=where)
-            self._keys.append(key)
+            self._keys = [*(old for old in self._keys if old != key), key]
 
 
 _RETRIED = {Reason.CONNECTION, Reason.SERVER_ERROR}
@@ -442,11 +505,11 @@ def named_wait(headers: Mapping[str, str]) -> float | None:
     return None if wait is None else max(0.0, wait)
 
 
-def _read_rate_headers(statistics: ApiStatistics, reply: Reply) -> None:
+def _read_rate_headers(statistics: ApiStatistics, headers: Mapping[str, str]) -> None:
     """Keep what the headers say of the rate limit; one that is empty or absurd leaves the value before."""
 
     def read(name: str, before: float | None) -> float | None:
-        number = _number(reply.headers.get(name))
+        number = _number(headers.get(name))
         return before if number is None or number > _LARGEST_HEADER else number
 
     statistics.rate_limit = read("X-RateLimit-Limit", statistics.rate_limit)

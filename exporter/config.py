@@ -42,6 +42,9 @@ from exporter.yamlfile import (
 STALE_INTERVALS = 4
 """The default of `stale_after`, in intervals."""
 
+MOST_CONCURRENCY = 1024
+"""The largest `concurrency`."""
+
 INSTANCES: Mapping[str, str] = MappingProxyType(
     {f"US-{number:02}": f"rest.iad-{number:02}.braze.com" for number in range(1, 9)}
     | {"US-10": "rest.us-10.braze.com"}
@@ -140,19 +143,19 @@ def _whole_number(low: int, high: int) -> BeforeValidator:
 
 def _duration(low: str, high: str) -> BeforeValidator:
     what = f"a duration from {low} to {high} such as 90s or 1h30m"
-    bounds = _seconds(low), _seconds(high)
+    bounds = seconds(low), seconds(high)
 
     def read(value: object) -> float:
         if isinstance(value, int) and not isinstance(value, bool):
             raise _expected(what, hint=f"write {value}s for seconds" if value > 0 else "")
-        if not isinstance(value, str) or not bounds[0] <= (seconds := _seconds(value)) <= bounds[1]:
+        if not isinstance(value, str) or not bounds[0] <= (taken := seconds(value)) <= bounds[1]:
             raise _expected(what)
-        return seconds
+        return taken
 
     return _from_file(read)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     """Return a duration of Prometheus in seconds, NaN where `text` is none: it is in no range."""
     match = _DURATION.fullmatch(text)
     if not text or match is None:
@@ -292,10 +295,10 @@ class Poll(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     interval: Annotated[float, _duration("1s", "24h")] = Field(
-        default=_seconds("5m"), description="how often each campaign is asked"
+        default=seconds("5m"), description="how often each campaign is asked"
     )
     timeout: Annotated[float, _duration("1s", "1h")] = Field(
-        default=_seconds("30s"), description="how long one poll of one campaign may take, with its retries"
+        default=seconds("30s"), description="how long one poll of one campaign may take, with its retries"
     )
     stale_after: Annotated[float, _duration("1s", "1w")] = Field(
         default_factory=lambda data: STALE_INTERVALS * float(data["interval"]),
@@ -305,7 +308,7 @@ class Poll(BaseModel):
     previous_day: Annotated[bool, _from_file(_flag)] = Field(
         default=True, description="whether the day before the latest is exposed as well"
     )
-    concurrency: Annotated[int, _whole_number(1, 1024)] = Field(
+    concurrency: Annotated[int, _whole_number(1, MOST_CONCURRENCY)] = Field(
         default=32, description="at most so many requests at once for each workspace"
     )
 
@@ -373,19 +376,24 @@ def settings() -> tuple[Setting, ...]:
     return tuple(_settings(Config, ""))
 
 
-def warnings(config: Config) -> tuple[str, ...]:
-    """Return what is allowed but hardly meant: a host that is not Braze's, more campaigns than fit in the interval."""
+def warnings(config: Config, *, total_shards: int = 1) -> tuple[str, ...]:
+    """Return what is allowed but hardly meant: a host that is not Braze's, more campaigns than fit in the interval.
+
+    The campaigns are those of one of `total_shards`, which share the pace.
+    """
     found = []
+    of_shard, divided = (" of this shard", f" / {total_shards}") if total_shards > 1 else ("", "")
     for workspace in config.workspaces:
         host = urlsplit(workspace.endpoint).hostname or ""
         if not (_is_braze(host) or is_loopback(host)):
             found.append(f"workspace {quoted(workspace.name)}: {host} is not a host of braze.com or braze.eu")
-        needed = len(workspace.campaigns) * 60 / workspace.requests_per_minute
+        needed = len(workspace.campaigns) * 60 * total_shards / workspace.requests_per_minute
         if needed > config.poll.interval:
             found.append(
-                f"workspace {quoted(workspace.name)}: {len(workspace.campaigns)} campaigns at "
-                f"{workspace.requests_per_minute} requests a minute are each asked every {_duration_text(needed)}, "
-                f"not every {_duration_text(config.poll.interval)}; raise requests_per_minute or interval"
+                f"workspace {quoted(workspace.name)}: {len(workspace.campaigns)} campaigns{of_shard} at "
+                f"{workspace.requests_per_minute}{divided} requests a minute are each asked every "
+                f"{duration_text(needed)}, not every {duration_text(config.poll.interval)}; "
+                "raise requests_per_minute or interval"
             )
     return tuple(found)
 
@@ -462,10 +470,10 @@ def _check_stale_after(poll: Mapping[str, object], source: _Source) -> Iterator[
         return
     least = times.interval + times.timeout
     if times.stale_after < least:
-        default = f"the default of {STALE_INTERVALS} intervals, {_duration_text(times.stale_after)}"
+        default = f"the default of {STALE_INTERVALS} intervals, {duration_text(times.stale_after)}"
         yield Finding(
             ("poll", "stale_after"),
-            f"at least interval + timeout, {_duration_text(least)}",
+            f"at least interval + timeout, {duration_text(least)}",
             "" if "stale_after" in poll else default,
             "raise stale_after or lower timeout",
         )
@@ -556,10 +564,11 @@ def _as_yaml(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return _duration_text(value) if isinstance(value, float) else str(value)
+    return duration_text(value) if isinstance(value, float) else str(value)
 
 
-def _duration_text(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
+    """Return seconds as the file writes them: `1h30m`."""
     rest = round(seconds * 1000)
     text = ""
     for unit, size in _UNITS.items():

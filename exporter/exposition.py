@@ -45,7 +45,6 @@ class Exposition:
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
         self._places = Places(limits)
         self._dropped: dict[CampaignKey, int] = {}
         self._shown: dict[CampaignKey, int] = {}
@@ -89,9 +88,19 @@ class Exposition:
         """Give the places out anew, in the order of the states and not of the answers, if any was refused."""
         if not any(self._dropped.values()):
             return
-        self._places = Places(self._limits)
+        self._places = Places(self._places.limits)
         for state in states:
             self.publish(state)
+
+    def limit(self, limits: Limits, states: Sequence[CampaignState]) -> None:
+        """Let these limits hold: the last of the states make room where it is needed, the first get what is left."""
+        self._places.limits = limits
+        for state in reversed(states):
+            if self._places.crowded(state.key):
+                self.publish(state)
+        for state in states:
+            if self._dropped[state.key]:
+                self.publish(state)
 
     def parts(self, form: Format, own: Mapping[str, bytes]) -> list[bytes]:
         """Return what a scrape sends, to be joined: the campaigns' pieces and the exporter's `own`.

@@ -15,11 +15,11 @@ class Places:
     """The places of rows, by campaign: what has one keeps it, and a newcomer gets one while there is room.
 
     A row is admitted whole or not at all. A campaign's places stay its own until its next rows come or it is released,
-    so that an outage in between changes nothing about who is served.
+    so that an outage in between changes nothing about who is served. Other `limits` hold from the next rows on.
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._held: dict[Hashable, set[tuple[str, ...]]] = {}
         self._sizes: dict[Hashable, int] = {}
         self._total = 0
@@ -27,7 +27,7 @@ class Places:
     def admit(self, campaign: Hashable, rows: Sequence[Row]) -> list[Row]:
         """Return the rows that have a place now, in their order; the campaign's other places become free."""
         held = self._held.get(campaign, set())
-        room = min(self._limits.series_per_campaign, self._limits.series - self._total + self._sizes.get(campaign, 0))
+        room = min(self.limits.series_per_campaign, self.limits.series - self._total + self._sizes.get(campaign, 0))
         if samples_in(rows) > room:
             rows = _first_that_fit(rows, held, room)
         self.release(campaign)
@@ -35,6 +35,10 @@ class Places:
         self._sizes[campaign] = samples_in(rows)
         self._total += self._sizes[campaign]
         return list(rows)
+
+    def crowded(self, campaign: Hashable) -> bool:
+        """Tell whether the limits no longer allow what is admitted of a campaign, or of all together."""
+        return self._total > self.limits.series or self._sizes.get(campaign, 0) > self.limits.series_per_campaign
 
     def release(self, campaign: Hashable) -> None:
         """Free all places of a campaign."""

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from exporter.braze import DURATION_BUCKETS, Reason
+from exporter.shards import WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from exporter.braze import ApiStatistics
     from exporter.model import Day, Variation
     from exporter.poller import CampaignState, WorkspaceState
+    from exporter.shards import Shard
 
 MetricType = Literal["gauge", "counter", "info", "histogram"]
 Labels = tuple[tuple[str, str], ...]
@@ -198,7 +200,8 @@ DROPPED_SERIES = _own(
 
 WORKSPACE_UP = _own(
     "braze_workspace_up",
-    "1 while Braze accepts the key and some campaign was polled with success within two intervals, else 0",
+    "1 while Braze accepts the key and some campaign was polled with success within two intervals, else 0; "
+    "absent where another shard polls all its campaigns",
     "workspace",
 )
 WORKSPACE_CAMPAIGNS = _own("braze_workspace_campaigns", "Campaigns that are polled", "workspace")
@@ -237,7 +240,13 @@ RELOAD_SUCCESSFUL = _own(
 RELOAD_TIME = _own(
     "braze_exporter_config_last_reload_success_timestamp_seconds", "When the configuration was last loaded with success"
 )
+WEB_CONFIG_SUCCESSFUL = _own(
+    "braze_exporter_web_config_last_reload_successful",
+    "1 when the last reload of the web configuration succeeded; only with --web.config.file",
+)
 SERIES = _own("braze_exporter_series", "Samples shown of Braze's numbers")
+SHARD = _own("braze_exporter_shard", "Which shard of the campaigns is polled, counted from 0")
+TOTAL_SHARDS = _own("braze_exporter_total_shards", "Shards that the campaigns are split into")
 
 DAY_FAMILIES: tuple[Family, ...] = tuple(
     family
@@ -262,7 +271,10 @@ OWN_FAMILIES: tuple[Family, ...] = (
     BUILD_INFO,
     RELOAD_SUCCESSFUL,
     RELOAD_TIME,
+    WEB_CONFIG_SUCCESSFUL,
     SERIES,
+    SHARD,
+    TOTAL_SHARDS,
 )
 """Workspaces, their APIs and the exporter itself: read at each scrape."""
 
@@ -297,24 +309,37 @@ def status_rows(state: CampaignState, dropped: int) -> tuple[Row, ...]:
 def workspace_rows(state: WorkspaceState) -> Iterator[Row]:
     """Yield what is known of a workspace and of each of Braze's endpoints it uses."""
     workspace = ("workspace", state.workspace)
-    samples = (Sample(WORKSPACE_UP.name, None, state.up), Sample(WORKSPACE_CAMPAIGNS.name, None, state.campaigns))
-    yield Row((), (workspace,), samples)
+    samples = [Sample(WORKSPACE_CAMPAIGNS.name, None, state.campaigns)]
+    if state.up is not None:
+        samples.append(Sample(WORKSPACE_UP.name, None, state.up))
+    yield Row((), (workspace,), tuple(samples))
     yield Row((), (("timezone", state.timezone), workspace), (Sample(WORKSPACE_INFO.name, None, 1),))
     for api, statistics in state.apis.items():
         yield Row((), (("api", api), workspace), tuple(_api_samples(statistics)))
 
 
 def exporter_rows(
-    *, version: str, python_version: str, reload_successful: bool, reload_time: float, series: int
+    *,
+    version: str,
+    python_version: str,
+    reload_successful: bool,
+    reload_time: float,
+    series: int,
+    shard: Shard = WHOLE,
+    web_config_successful: bool | None = None,
 ) -> Iterator[Row]:
-    """Yield what the exporter says of itself."""
+    """Yield what the exporter says of itself; `web_config_successful` is None where there is no web configuration."""
     yield Row((), (("python_version", python_version), ("version", version)), (Sample(BUILD_INFO.name, None, 1),))
     samples = (
         Sample(RELOAD_SUCCESSFUL.name, None, reload_successful),
         Sample(RELOAD_TIME.name, None, reload_time),
         Sample(SERIES.name, None, series),
+        Sample(SHARD.name, None, shard.number),
+        Sample(TOTAL_SHARDS.name, None, shard.total),
     )
     yield Row((), (), samples)
+    if web_config_successful is not None:
+        yield Row((), (), (Sample(WEB_CONFIG_SUCCESSFUL.name, None, web_config_successful),))
 
 
 def day_timestamp(day: Day, timezone: ZoneInfo) -> float:

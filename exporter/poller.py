@@ -7,6 +7,7 @@ latency times rate needs. They are daemons: a slow answer never holds up the end
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -15,19 +16,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from exporter.braze import BrazeError, Client, Permit, Reason
+from exporter.config import MOST_CONCURRENCY
 from exporter.model import PayloadError, parse_data_series
 from exporter.schedule import Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from zoneinfo import ZoneInfo
 
     from exporter.braze import ApiStatistics
-    from exporter.config import Campaign, Config, Poll, Workspace
+    from exporter.config import Campaign, Config, Limits, Poll, Workspace
     from exporter.model import DataSeries, Day
+    from exporter.reload import Changes
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +75,15 @@ class CampaignState:
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceState:
-    """What is known of a workspace now; `closed` is why it asks nothing but a probe."""
+    """What is known of a workspace now; `closed` is why it asks nothing but a probe.
+
+    `up` is None where it has no campaigns: they are all other shards', and nothing is asked.
+    """
 
     workspace: str
     timezone: str
     campaigns: int
-    up: bool
+    up: bool | None
     closed: Reason | None
     apis: Mapping[str, ApiStatistics]
 
@@ -90,15 +96,32 @@ class Clock:
     monotonic: Callable[[], float]
 
 
-_Outcome = Callable[[CampaignKey, object], Failure | None]
+class Exposition(Protocol):
+    """What shows the states; called by one thread at a time."""
+
+    def publish(self, state: CampaignState) -> None:
+        """Show a campaign's new state."""
+
+    def withdraw(self, campaign: CampaignKey) -> None:
+        """Show nothing of a campaign any more."""
+
+    def settle(self, states: Sequence[CampaignState]) -> None:
+        """Share the room among all states anew, in their order."""
+
+    def limit(self, limits: Limits, states: Sequence[CampaignState]) -> None:
+        """Let these limits hold, and use what room is left."""
+
+
+_Outcome = Callable[[CampaignKey, Client, object], Failure | None]
 _Fatal = Callable[[BaseException], None]
 
 
 class Poller:
     """All workspaces: starts their threads, keeps the campaigns' states and publishes each when it changes.
 
-    `publish` is called for one state at a time; `settle` once, with all states in the order of the configuration,
-    before the poller is ready; `fatal` when a thread ends by an exception that nobody expected.
+    The configuration has the campaigns of one of `total_shards`, which share the pace. Before it is ready, the poller
+    settles the exposition once, with all states in the order of the configuration. `fatal` is called when a thread
+    ends by an exception that nobody expected.
     """
 
     def __init__(
@@ -107,38 +130,32 @@ class Poller:
         *,
         environ: Mapping[str, str],
         clock: Clock,
-        publish: Callable[[CampaignState], None],
-        settle: Callable[[Sequence[CampaignState]], None],
+        exposition: Exposition,
         fatal: _Fatal,
+        total_shards: int = 1,
     ) -> None:
-        self._stale_after = config.poll.stale_after
-        self._previous_day = config.poll.previous_day
+        self._poll = config.poll
+        self._environ = environ
         self._clock = clock
-        self._publish = publish
-        self._settle = settle
+        self._exposition = exposition
         self._fatal = fatal
-        self._stopped = threading.Event()
+        self._total_shards = total_shards
+        self._stopped = False
+        self._expiry_changed = threading.Event()
         self._recording = threading.Lock()
         self._states: dict[CampaignKey, CampaignState] = {}
         self._succeeded_at: dict[CampaignKey, float] = {}
         self._told_of_skipped: set[CampaignKey] = set()
         self._unpolled = Counter[str]()
         self._ready = False
-        self._workspaces: list[_WorkspacePoller] = []
-        for workspace in config.workspaces:
-            client = Client(
-                workspace,
-                interval=config.poll.interval,
-                connections=config.poll.concurrency,
-                environ=environ,
-                monotonic=clock.monotonic,
-                random=Random(),  # noqa: S311 - jitter
-                stopped=self._stopped,
-            )
-            poller = _WorkspacePoller(workspace, config.poll, clock, client, self._outcome, fatal)
-            self._workspaces.append(poller)
-            for campaign in workspace.campaigns:
-                self._add(workspace, campaign, config.poll.interval)
+        self._former_secrets: tuple[str, ...] = ()
+        self._workspaces: dict[str, _WorkspacePoller] = {}
+        clients = self._connect(config.workspaces, config.poll)
+        self._workspaces = {
+            workspace.name: self._workspace_poller(workspace, clients[workspace.name])
+            for workspace in config.workspaces
+        }
+        self._show(config)
 
     @property
     def ready(self) -> bool:
@@ -148,7 +165,8 @@ class Poller:
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every API key that was used, for the logs to hide."""
-        return tuple(key for workspace in self._workspaces for key in workspace.client.secrets)
+        current = (key for workspace in self._workspaces.values() for key in workspace.client.secrets)
+        return (*self._former_secrets, *current)
 
     @property
     def campaigns(self) -> tuple[CampaignState, ...]:
@@ -158,53 +176,158 @@ class Poller:
     @property
     def workspaces(self) -> tuple[WorkspaceState, ...]:
         """The state of every workspace, in the order of the configuration."""
-        return tuple(workspace.state() for workspace in self._workspaces)
+        return tuple(workspace.state() for workspace in self._workspaces.values())
 
     def start(self) -> None:
         """Ask every campaign as fast as pacing allows, then each in its slot, until the poller is stopped."""
         threading.Thread(target=self._expire_stale, name="expiry", daemon=True).start()
-        for workspace in self._workspaces:
-            workspace.start()
+        with self._recording:
+            for workspace in self._workspaces.values():
+                workspace.start()
+            self._get_ready()
 
     def stop(self) -> None:
         """Let every thread end after what it does now; does not wait for them."""
-        self._stopped.set()
-        for workspace in self._workspaces:
+        self._stopped = True
+        self._expiry_changed.set()
+        for workspace in self._workspaces.values():
             workspace.stop()
 
-    def _add(self, workspace: Workspace, campaign: Campaign, interval: float) -> None:
-        state = CampaignState(workspace.name, workspace.timezone, campaign.id, campaign.name, interval)
-        self._states[state.key] = state
-        self._unpolled[workspace.name] += 1
-        self._publish(state)
+    def apply(self, config: Config, changes: Changes) -> None:
+        """Go on by another configuration, of which `changes` says what is different.
 
-    def _outcome(self, key: CampaignKey, outcome: object) -> Failure | None:
+        What both configurations have goes on: numbers, slots, counters. What is new is asked at once, and so are all
+        campaigns of a workspace with another endpoint, or with another key after its key was refused. Raises
+        ConfigError, with nothing changed, where the key for an endpoint cannot be read.
+        """
+        new = changes.added_workspaces | changes.reconnected_workspaces
+        clients = self._connect((workspace for workspace in config.workspaces if workspace.name in new), config.poll)
+        in_a_hurry = set(new)
+        try:
+            for workspace in config.workspaces:
+                if workspace.name not in new:
+                    clients[workspace.name] = client = self._workspaces[workspace.name].client
+                    if client.change(workspace, interval=config.poll.interval):
+                        in_a_hurry.add(workspace.name)
+            with self._recording:
+                self._apply(config, clients, in_a_hurry)
+        except BaseException as error:
+            self._fatal(error)  # half of each configuration would be in force
+            raise
+
+    def _apply(self, config: Config, clients: Mapping[str, Client], in_a_hurry: Collection[str]) -> None:
+        before, self._poll = self._workspaces, config.poll
+        used = (key for workspace in before.values() for key in workspace.client.secrets)
+        self._former_secrets = tuple(dict.fromkeys((*self._former_secrets, *used)))
+        self._workspaces = {
+            workspace.name: before.get(workspace.name) or self._workspace_poller(workspace, clients[workspace.name])
+            for workspace in config.workspaces
+        }
+        self._show(config)
+        self._exposition.limit(config.limits, self.campaigns)
+        for name in before.keys() - clients.keys():
+            before[name].stop()
+        for workspace in config.workspaces:
+            if workspace.name in before:
+                hurry = workspace.name in in_a_hurry
+                before[workspace.name].change(workspace, config.poll, clients[workspace.name], hurry=hurry)
+            else:
+                self._workspaces[workspace.name].start()
+        self._expiry_changed.set()
+        self._get_ready()
+
+    def _connect(self, workspaces: Iterable[Workspace], poll: Poll) -> dict[str, Client]:
+        """Return a new client for each workspace, all or none; one that takes another's place counts on."""
+        clients = {}
+        with contextlib.ExitStack() as undo:
+            for workspace in workspaces:
+                former = self._workspaces.get(workspace.name)
+                client = Client(
+                    workspace,
+                    interval=poll.interval,
+                    connections=MOST_CONCURRENCY,
+                    environ=self._environ,
+                    monotonic=self._clock.monotonic,
+                    random=Random(),  # noqa: S311 - jitter
+                    stopped=threading.Event(),
+                    total_shards=self._total_shards,
+                    counters=former.client.counters if former else None,
+                )
+                undo.callback(client.close)
+                clients[workspace.name] = client
+            undo.pop_all()
+        return clients
+
+    def _workspace_poller(self, workspace: Workspace, client: Client) -> _WorkspacePoller:
+        return _WorkspacePoller(workspace, self._poll, self._clock, client, self._outcome, self._fatal)
+
+    def _show(self, config: Config) -> None:
+        """Publish every campaign that is new or to be shown otherwise, and withdraw those that are gone."""
+        before = self._states
+        states = [
+            self._state(workspace, campaign, config.poll)
+            for workspace in config.workspaces
+            for campaign in workspace.campaigns
+        ]
+        self._states = {state.key: state for state in states}
+        self._unpolled = Counter(state.workspace for state in states if not state.polls)
+        for key in before.keys() - self._states.keys():
+            self._exposition.withdraw(key)
+            self._succeeded_at.pop(key, None)
+            self._told_of_skipped.discard(key)
+        for state in states:
+            if state is not before.get(state.key):
+                self._exposition.publish(state)
+
+    def _state(self, workspace: Workspace, campaign: Campaign, poll: Poll) -> CampaignState:
+        """Return what is known of a campaign as it is shown now: what it was before, where that is no difference."""
+        before = self._states.get((workspace.name, campaign.id))
+        if before is None:
+            return CampaignState(workspace.name, workspace.timezone, campaign.id, campaign.name, poll.interval)
+        state = replace(
+            before,
+            timezone=workspace.timezone,
+            campaign_name=campaign.name,
+            interval=poll.interval,
+            previous=before.previous if poll.previous_day else None,
+        )
+        return before if state == before else state
+
+    def _outcome(self, key: CampaignKey, client: Client, outcome: object) -> Failure | None:
         """Publish what a poll brought, an answer or a BrazeError; return how it failed, if it did.
 
         An answer that cannot be read or shown is a failed poll: one answer's trouble is no other campaign's.
         """
         if isinstance(outcome, BrazeError):
-            return self._failed(key, Failure(outcome.reason, str(outcome)))
+            return self._failed(key, client, Failure(outcome.reason, str(outcome)))
         try:
             series = parse_data_series(outcome)
             with self._recording:
-                self._record(self._succeeded(self._states[key], series))
-                self._succeeded_at[key] = self._clock.monotonic()
+                if self._is_asked_for(key, client):
+                    self._record(self._succeeded(self._states[key], series))
+                    self._succeeded_at[key] = self._clock.monotonic()
+                    self._tell_of_skipped(key, series.skipped)
         except PayloadError as error:
-            return self._failed(key, Failure(Reason.BAD_PAYLOAD, str(error)))
+            return self._failed(key, client, Failure(Reason.BAD_PAYLOAD, str(error)))
         except Exception as error:  # noqa: BLE001 - see above
             _log_traceback(key, error)
-            return self._failed(key, Failure(Reason.BAD_PAYLOAD, "the answer cannot be shown, see the traceback"))
-        self._tell_of_skipped(key, series.skipped)
+            failure = Failure(Reason.BAD_PAYLOAD, "the answer cannot be shown, see the traceback")
+            return self._failed(key, client, failure)
         return None
 
-    def _failed(self, key: CampaignKey, failure: Failure) -> Failure:
+    def _failed(self, key: CampaignKey, client: Client, failure: Failure) -> Failure:
         """Publish that a poll failed; the numbers of the last success stay."""
         with self._recording:
-            before = self._states[key]
-            failures = {**before.failures, failure.reason: before.failures.get(failure.reason, 0) + 1}
-            self._record(replace(before, up=False, failure=failure, polls=before.polls + 1, failures=failures))
+            if self._is_asked_for(key, client):
+                before = self._states[key]
+                failures = {**before.failures, failure.reason: before.failures.get(failure.reason, 0) + 1}
+                self._record(replace(before, up=False, failure=failure, polls=before.polls + 1, failures=failures))
         return failure
+
+    def _is_asked_for(self, key: CampaignKey, client: Client) -> bool:
+        """Tell whether a poll that began some time ago still means something: nothing removed comes back."""
+        workspace = self._workspaces.get(key[0])
+        return key in self._states and workspace is not None and workspace.client is client
 
     def _succeeded(self, before: CampaignState, series: DataSeries) -> CampaignState:
         return replace(
@@ -214,22 +337,24 @@ class Poller:
             failure=None,
             polls=before.polls + 1,
             latest=series.latest,
-            previous=series.previous if self._previous_day else None,
+            previous=series.previous if self._poll.previous_day else None,
         )
 
     def _record(self, state: CampaignState) -> None:
         """Publish a campaign's new state after a poll and keep it."""
         before = self._states[state.key]
-        self._publish(state)
+        self._exposition.publish(state)
         self._states[state.key] = state
         _log_change(before, state)
-        if not self._ready:
-            self._unpolled[state.workspace] -= not before.polls
-            self._get_ready()
+        self._unpolled[state.workspace] -= not before.polls
+        self._get_ready()
 
     def _get_ready(self) -> None:
-        if all(not self._unpolled[workspace.name] or workspace.closed for workspace in self._workspaces):
-            self._settle(self.campaigns)
+        """Be ready when the first round is over; never stop being so."""
+        if self._ready:
+            return
+        if all(not self._unpolled[workspace.name] or workspace.closed for workspace in self._workspaces.values()):
+            self._exposition.settle(self.campaigns)
             self._ready = True
             logger.info("every campaign was polled", extra={"campaigns": len(self._states)})
 
@@ -244,21 +369,22 @@ class Poller:
 
     def _expire_stale(self) -> None:
         """Take numbers away when their success is older than `poll.stale_after`."""
-        wait = self._stale_after
         try:
-            while not self._stopped.wait(wait):
+            while not self._stopped:
                 with self._recording:
                     wait = self._expire(self._clock.monotonic())
+                self._expiry_changed.wait(wait)
+                self._expiry_changed.clear()
         except BaseException as error:  # noqa: BLE001 - without this thread old numbers would stay
             self._fatal(error)
 
     def _expire(self, now: float) -> float:
         """Expire what is due; return the seconds until something can be again."""
-        oldest = now - self._stale_after
+        oldest = now - self._poll.stale_after
         for key in [key for key, succeeded_at in self._succeeded_at.items() if succeeded_at <= oldest]:
             del self._succeeded_at[key]
             self._states[key] = replace(self._states[key], up=False, latest=None, previous=None)
-            self._publish(self._states[key])
+            self._exposition.publish(self._states[key])
             logger.warning(
                 "the numbers are stale and no longer shown", extra={"workspace": key[0], "campaign_id": key[1]}
             )
@@ -295,11 +421,12 @@ class _WorkspacePoller:
 
     def state(self) -> WorkspaceState:
         recent = self._clock.monotonic() - self._succeeded_at <= _INTERVALS_UP * self._poll.interval
+        campaigns = len(self._workspace.campaigns)
         return WorkspaceState(
             workspace=self.name,
             timezone=self._workspace.timezone.key,
-            campaigns=len(self._workspace.campaigns),
-            up=recent and self.closed is not Reason.UNAUTHORIZED,
+            campaigns=campaigns,
+            up=recent and self.closed is not Reason.UNAUTHORIZED if campaigns else None,
             closed=self.closed,
             apis=self.client.statistics,
         )
@@ -309,7 +436,29 @@ class _WorkspacePoller:
         with self._changed:
             for campaign in self._workspace.campaigns:
                 self._schedule.add(campaign.id, now)
-            self._start_thread()
+            self._let_one_wait()
+
+    def change(self, workspace: Workspace, poll: Poll, client: Client, *, hurry: bool) -> None:
+        """Go on with other settings, campaigns and, where the endpoint is another, another client."""
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        with self._changed:
+            before = {campaign.id for campaign in self._workspace.campaigns}
+            former, self.client = self.client, client
+            former_poll, self._poll = self._poll, poll
+            self._workspace = workspace
+            if poll.interval != former_poll.interval:
+                self._schedule.change_interval(poll.interval, now=now, wall=wall)
+            if hurry:
+                self._schedule.hurry(now)
+            for campaign in workspace.campaigns:
+                if campaign.id not in before:
+                    self._schedule.add(campaign.id, now)
+            for campaign_id in before - {campaign.id for campaign in workspace.campaigns}:
+                self._schedule.remove(campaign_id)
+            self._let_one_wait()
+            self._changed.notify()
+        if former is not client:
+            former.close()
 
     def stop(self) -> None:
         with self._changed:
@@ -317,10 +466,12 @@ class _WorkspacePoller:
             self._changed.notify()
         self.client.close()
 
-    def _start_thread(self) -> None:
-        self._threads += 1
-        self._idle += 1
-        threading.Thread(target=self._run, name=f"poll {self.name} {self._threads}", daemon=True).start()
+    def _let_one_wait(self) -> None:
+        """Start a thread where all others are busy and there may be one more."""
+        if not self._idle and self._threads < self._poll.concurrency:
+            self._threads += 1
+            self._idle += 1
+            threading.Thread(target=self._run, name=f"poll {self.name} {self._threads}", daemon=True).start()
 
     def _run(self) -> None:
         try:
@@ -329,39 +480,41 @@ class _WorkspacePoller:
         except BaseException as error:  # noqa: BLE001 - a campaign would never be asked again, in silence
             self._fatal(error)
 
-    def _next_turn(self) -> tuple[str, Permit] | None:
-        """Wait for a campaign that is due and leave to ask; None when the poller stops.
+    def _next_turn(self) -> tuple[str, Client, Permit] | None:
+        """Wait for a campaign that is due and leave to ask; None where the thread is needed no more.
 
         Threads wait in line for the lock, and only the first in line for the time: none wakes in vain.
         """
         with self._in_line, self._changed:
-            while not self._stopped:
+            while not self._stopped and self._threads <= self._poll.concurrency:
                 wait = self._schedule.next_due() - (now := self._clock.monotonic())
                 permit = self.client.data_series_pool.take(now) if wait <= 0 else wait
                 if isinstance(permit, Permit):
                     self._idle -= 1
-                    if not self._idle and self._threads < self._poll.concurrency:
-                        self._start_thread()
-                    return self._schedule.take(), permit
+                    self._let_one_wait()
+                    return self._schedule.take(), self.client, permit
                 self._changed.wait(min(permit, _LONGEST_WAIT))
+            self._threads -= 1
+            self._idle -= 1
         return None
 
-    def _ask(self, campaign_id: str, permit: Permit) -> None:
+    def _ask(self, campaign_id: str, client: Client, permit: Permit) -> None:
         try:
-            answer = self.client.data_series(
-                campaign_id, days=self._poll.days, permit=permit, timeout=self._poll.timeout
-            )
+            outcome = client.data_series(campaign_id, days=self._poll.days, permit=permit, timeout=self._poll.timeout)
         except BrazeError as error:
-            failure = self._outcome((self.name, campaign_id), error)
+            failure = self._outcome((self.name, campaign_id), client, error)
         else:
-            failure = self._outcome((self.name, campaign_id), answer)
+            failure = self._outcome((self.name, campaign_id), client, outcome)
             if failure is not None:
-                self.client.count_failure("data_series", failure.reason)
+                client.count_failure("data_series", failure.reason)
         with self._changed:
             now = self._clock.monotonic()
-            if failure is None:
-                self._succeeded_at = now
-            self._schedule.add_next(campaign_id, succeeded=failure is None, now=now, wall=self._clock.wall())
+            if client is not self.client:
+                self._schedule.put_back(campaign_id, now)  # what the old endpoint said means nothing
+            else:
+                if failure is None:
+                    self._succeeded_at = now
+                self._schedule.add_next(campaign_id, succeeded=failure is None, now=now, wall=self._clock.wall())
             self._idle += 1
             self._changed.notify()
 

@@ -34,7 +34,7 @@ from exporter.braze import (
 from exporter.config import Campaign, Workspace
 from exporter.simulator import Body, Cut, Fault, Hang, Latency, Simulator, Status
 from exporter.transport import Reply
-from tests.servers import ROOT
+from tests.servers import ROOT, eventually
 
 server = pytest.mark.server
 
@@ -108,6 +108,30 @@ def test_late_wake_ups_do_not_slow_the_pace() -> None:
     taken = sum(isinstance(pool.take(step * 0.005), Permit) for step in range(1000) for _ in range(50))
 
     assert taken == pytest.approx(5000, abs=25)
+
+
+def test_another_pace_holds_from_the_last_request_on() -> None:
+    """Who waits for a slow pace does not wait on when it is faster, and the other way round."""
+    pool = pool_of(1)
+    pool.take(1000.0)
+    waits = [pool.take(1001.0)]
+    for requests_per_minute in (20, 6):
+        pool.change(requests_per_minute=requests_per_minute, unauthorized_pause=120.0)
+        waits.append(pool.take(1001.0))
+
+    assert waits == pytest.approx([59.0, 2.0, 9.0], abs=0.02)
+
+
+@pytest.mark.parametrize("reason", [None, Reason.UNAUTHORIZED, Reason.RATE_LIMITED])
+def test_a_probe_at_once(reason: Reason | None) -> None:
+    """Only what a 401 closed is probed before its time: a new key changes nothing about a rate limit."""
+    pool = pool_of()
+    if reason is not None:
+        pool.failed(OPEN, error_of(reason, 60.0), 1000.0)
+
+    assert pool.probe_now() == (reason is Reason.UNAUTHORIZED)
+    assert pool.take(1001.0) == {None: OPEN, Reason.UNAUTHORIZED: PROBE, Reason.RATE_LIMITED: 59.0}[reason]
+    assert pool.closed is reason
 
 
 @pytest.mark.parametrize("reason", [*ANSWERS, *NO_ANSWERS])
@@ -948,6 +972,23 @@ def test_a_new_key_is_used_with_the_next_probe(braze: Simulator, new_client: New
 
     assert reason_of(client) is Reason.UNAUTHORIZED
     assert reason_of(client, permit=PROBE) is None
+    assert client.data_series_pool.closed is None
+
+
+@server
+def test_a_refusal_of_a_replaced_key_is_none(braze: Simulator, new_client: NewClient, key_file: Path) -> None:
+    """A 401 that comes when the key has been replaced already closes nothing: the same poll tries the new one."""
+    client = new_client(key_file=key_file)
+    braze.api_key = "another-braze-key"
+    braze.misbehave(Latency(0.3), times=1)
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(reason_of, client)
+        eventually(lambda: braze.requests, what="a request with the old key")
+        key_file.write_text("another-braze-key")
+        client.change(client.workspace, interval=300.0)
+
+        assert asked.result() is None
+    assert [request.status for request in braze.requests] == [401, 200]
     assert client.data_series_pool.closed is None
 
 

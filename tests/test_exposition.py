@@ -293,6 +293,32 @@ def test_settling_goes_by_the_order_of_the_states() -> None:
     assert [exposition.shown(state.key) for state in states] == [2, 2, 1]
 
 
+def test_other_limits() -> None:
+    """Lower limits take the places of the last campaigns, higher ones give the first ones what was dropped."""
+    exposition = Exposition(Limits(series=6, series_per_campaign=2))
+    states = [replace(STATE, campaign_id=name) for name in "abc"]
+    for state in states:
+        exposition.publish(state)
+    shown = []
+    for series, series_per_campaign in ((3, 2), (4, 2), (6, 1), (6, 2)):
+        exposition.limit(Limits(series=series, series_per_campaign=series_per_campaign), states)
+        shown.append([exposition.shown(state.key) for state in states])
+
+    assert shown == [[2, 1, 0], [2, 2, 0], [1, 1, 1], [2, 2, 2]]
+
+
+def test_the_same_limits_give_away_what_became_free() -> None:
+    """What a withdrawn campaign leaves goes to the first that had no place."""
+    exposition = Exposition(Limits(series=2, series_per_campaign=2))
+    states = [replace(STATE, campaign_id=name) for name in "abc"]
+    for state in states:
+        exposition.publish(state)
+    exposition.withdraw(states[0].key)
+    exposition.limit(Limits(series=2, series_per_campaign=2), states[1:])
+
+    assert [exposition.shown(state.key) for state in states] == [0, 2, 0]
+
+
 def test_an_outage_costs_no_place() -> None:
     """A campaign whose numbers went stale has its places back afterwards; a newcomer does not get them."""
     exposition = Exposition(Limits(series=2, series_per_campaign=2))

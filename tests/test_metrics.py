@@ -60,7 +60,14 @@ WORKSPACE = WorkspaceState(
 
 def every_row() -> list[Row]:
     """Return rows that hold a sample of every family."""
-    own = exporter_rows(version="1", python_version="3", reload_successful=True, reload_time=1.5e9, series=7)
+    own = exporter_rows(
+        version="1",
+        python_version="3",
+        reload_successful=True,
+        reload_time=1.5e9,
+        series=7,
+        web_config_successful=False,
+    )
     return [*day_rows(STATE), *status_rows(STATE, 0), *workspace_rows(WORKSPACE), *own]
 
 

@@ -78,8 +78,7 @@ def polling(loaded: Config, *, wall: Callable[[], float] = time.time) -> Iterato
         loaded,
         environ={},
         clock=Clock(wall, time.monotonic),
-        publish=exposition.publish,
-        settle=exposition.settle,
+        exposition=exposition,
         fatal=crashes.append,
     )
     poller.start()
@@ -412,16 +411,16 @@ def test_an_answer_that_cannot_be_shown(tmp_path: Path, braze: Simulator, caplog
     """An unexpected exception while an answer is shown fails that poll alone, with a traceback without its text."""
     loaded = configured(tmp_path, braze, poll=QUICK)
     victim = loaded.workspaces[0].campaigns[0].id
-    exposition = Exposition(loaded.limits)
 
-    def publish(state: CampaignState) -> None:
-        if state.campaign_id == victim and state.up:
-            raise KeyError("a part of the answer")
-        exposition.publish(state)
+    class Picky(Exposition):
+        def publish(self, state: CampaignState) -> None:
+            if state.campaign_id == victim and state.up:
+                raise KeyError("a part of the answer")
+            super().publish(state)
 
     crashes: list[BaseException] = []
     clock = Clock(time.time, time.monotonic)
-    poller = Poller(loaded, environ={}, clock=clock, publish=publish, settle=exposition.settle, fatal=crashes.append)
+    poller = Poller(loaded, environ={}, clock=clock, exposition=Picky(loaded.limits), fatal=crashes.append)
     poller.start()
     eventually(lambda: poller.ready, what="the end of the first round")
     states = {state.campaign_id: state for state in poller.campaigns}
@@ -437,14 +436,14 @@ def test_an_answer_that_cannot_be_shown(tmp_path: Path, braze: Simulator, caplog
 def test_an_exception_elsewhere_is_fatal(tmp_path: Path, braze: Simulator) -> None:
     """An exception that is not of one answer is handed on, to end the process."""
     loaded = configured(tmp_path, braze)
-    exposition = Exposition(loaded.limits)
+
+    class Broken(Exposition):
+        def settle(self, _: object) -> None:
+            raise MemoryError
+
     crashes: list[BaseException] = []
-
-    def settle(_: object) -> None:
-        raise MemoryError
-
     clock = Clock(time.time, time.monotonic)
-    poller = Poller(loaded, environ={}, clock=clock, publish=exposition.publish, settle=settle, fatal=crashes.append)
+    poller = Poller(loaded, environ={}, clock=clock, exposition=Broken(loaded.limits), fatal=crashes.append)
     braze.misbehave(Status(404))
     poller.start()
     eventually(lambda: crashes, what="a fatal exception")

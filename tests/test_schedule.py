@@ -1,6 +1,7 @@
 """Tests of exporter.schedule: times in, whose turn it is out."""
 
 import math
+import pickle
 from uuid import UUID
 
 import pytest
@@ -12,6 +13,14 @@ from exporter.schedule import Schedule, slot, until_next_slot
 IDS = st.uuids().map(str)
 WALL = st.floats(0, 4e9)
 INTERVALS = st.floats(1, 86_400)
+
+
+def asking(campaign_id: str, interval: float) -> Schedule:
+    """Return a schedule of one campaign that is being asked."""
+    schedule = Schedule(interval)
+    schedule.add(campaign_id, 0.0)
+    schedule.take()
+    return schedule
 
 
 def test_slots_are_fixed() -> None:
@@ -64,7 +73,7 @@ def test_removed_campaigns_have_no_turn() -> None:
 @given(IDS, st.floats(300, 86_400), WALL)
 def test_after_a_failure_five_minutes_at_most(campaign_id: str, interval: float, wall: float) -> None:
     """A campaign whose poll failed is asked again in its slot or after five minutes, whichever is sooner."""
-    failed, succeeded = Schedule(interval), Schedule(interval)
+    failed, succeeded = asking(campaign_id, interval), asking(campaign_id, interval)
     failed.add_next(campaign_id, succeeded=False, now=1000.0, wall=wall)
     succeeded.add_next(campaign_id, succeeded=True, now=1000.0, wall=wall)
 
@@ -73,8 +82,102 @@ def test_after_a_failure_five_minutes_at_most(campaign_id: str, interval: float,
 
 def test_slots_that_pass_during_a_poll_are_skipped() -> None:
     """A poll that takes several intervals is followed by the next slot, not by those it missed."""
-    schedule = Schedule(10)
+    schedule = asking("a", 10)
     started = 1000 + slot("a", 10)
     schedule.add_next("a", succeeded=True, now=0.0, wall=started + 35)
 
     assert schedule.next_due() == pytest.approx(5.0)
+
+
+def test_a_campaign_removed_while_it_is_asked_has_no_turn() -> None:
+    """The end of a poll does not bring a removed campaign back."""
+    schedule = asking("a", 10)
+    schedule.remove("a")
+    schedule.add_next("a", succeeded=True, now=0.0, wall=0.0)
+
+    assert schedule.next_due() == math.inf
+
+
+def test_nothing_is_asked_twice_at_once() -> None:
+    """A campaign that was removed and is back while it is still asked waits for the end of that."""
+    schedule = asking("a", 10)
+    schedule.remove("a")
+    schedule.add("a", 1.0)
+
+    assert schedule.next_due() == math.inf
+    schedule.put_back("a", 2.0)
+    assert schedule.next_due() == 2.0
+
+
+@given(IDS, INTERVALS, INTERVALS, WALL)
+def test_another_interval(campaign_id: str, interval: float, other: float, wall: float) -> None:
+    """With another interval a campaign waits for its slot in that one, but no longer than it would have."""
+    schedule = asking(campaign_id, interval)
+    schedule.add_next(campaign_id, succeeded=True, now=0.0, wall=wall)
+    before = schedule.next_due()
+    schedule.change_interval(other, now=0.0, wall=wall)
+
+    assert schedule.next_due() == min(before, until_next_slot(campaign_id, other, wall))
+
+
+def test_the_same_interval_changes_nothing_for_those_that_are_due() -> None:
+    """Campaigns that are due keep their order when the interval changes."""
+    schedule = Schedule(10)
+    for campaign_id in "bca":
+        schedule.add(campaign_id, 5.0)
+    schedule.change_interval(20, now=6.0, wall=0.0)
+
+    assert [schedule.take() for _ in range(3)] == ["b", "c", "a"]
+
+
+def test_hurry() -> None:
+    """In a hurry all campaigns are due, and the one that waits longest still comes first."""
+    schedule = Schedule(10)
+    for campaign_id, due in (("b", 5.0), ("c", 9.0), ("a", 7.0)):
+        schedule.add(campaign_id, due)
+    schedule.hurry(6.0)
+
+    assert schedule.next_due() == 5.0
+    assert [schedule.take(), schedule.next_due(), schedule.take(), schedule.take()] == ["b", 6.0, "a", "c"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "remove", "take", "end", "interval"]), st.sampled_from("abc"))))
+def test_any_course_of_changes(course: list[tuple[str, str]]) -> None:
+    """Whatever happens in whatever order, a campaign waits, or is asked, once, and nothing that is removed waits."""
+    schedule = Schedule(10)
+    configured: set[str] = set()
+    asked: list[str] = []
+    for step, campaign_id in course:
+        if step == "add" and campaign_id not in configured:
+            configured.add(campaign_id)
+            schedule.add(campaign_id, 0.0)
+        elif step == "remove":
+            configured.discard(campaign_id)
+            schedule.remove(campaign_id)
+        elif step == "take" and schedule.next_due() < math.inf:
+            asked.append(schedule.take())
+        elif step == "end" and asked:
+            schedule.add_next(asked.pop(0), succeeded=True, now=0.0, wall=0.0)
+        elif step == "interval":
+            schedule.change_interval(10 + len(asked), now=0.0, wall=0.0)
+
+        assert len(asked) == len(set(asked))
+    waiting = []
+    while schedule.next_due() < math.inf:
+        waiting.append(schedule.take())
+
+    assert sorted(waiting) == sorted(configured - set(asked))
+
+
+def test_changes_do_not_pile_up() -> None:
+    """However often campaigns come and go or intervals change, no more is kept than a few turns for each."""
+    schedule = Schedule(3600)
+    campaigns = [f"{number}" for number in range(100)]
+    for turn in range(200):
+        for campaign_id in campaigns:
+            schedule.add(campaign_id, 1000.0)
+        schedule.change_interval(3600 + turn % 2, now=0.0, wall=0.0)
+        for campaign_id in campaigns:
+            schedule.remove(campaign_id)
+
+    assert len(pickle.dumps(schedule)) < 1000 * len(campaigns)

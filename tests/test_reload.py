@@ -1,0 +1,666 @@
+"""Tests of exporter.reload: two configurations in, what is different out; and a poller that goes on by another file."""
+
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from exporter import config
+from exporter.config import Campaign, Config, ConfigError, Limits, Poll, Workspace
+from exporter.exposition import Exposition, Format
+from exporter.poller import CampaignState, Clock, Poller
+from exporter.reload import Changes, Configuration, WatchedFile, compare
+from exporter.shards import WHOLE
+from exporter.simulator import Cut, Hang, Latency, Simulator, Status
+from tests.servers import eventually
+
+KEY = "9f1b-secret-c0ffee-4d5e-api-key"
+OTHER_KEY = "17ab-another-secret-5678"
+ONCE = "interval: 1h"
+QUICK = "interval: 1s, timeout: 1s, stale_after: 1h"
+NOTHING = Changes(*[frozenset()] * 8)
+WELCOME = Campaign(id="3bbc4555-8fa0-4c9b-a5c0-4505edf3e064", name="Welcome")
+GOODBYE = Campaign(id="5a0de3a5-8b5d-4f0c-9a3b-0d3c1a3cf2b1", name="Goodbye")
+MAIN = Workspace(name="main", endpoint="https://rest.iad-01.braze.com", api_key_env="KEY", campaigns=(WELCOME, GOODBYE))
+OTHER = MAIN.model_copy(update={"name": "other", "campaigns": (WELCOME,)})
+
+
+def with_main(**changed: object) -> Config:
+    """Return a configuration of two workspaces, the first with these settings."""
+    return Config(workspaces=(MAIN.model_copy(update=changed), OTHER))
+
+
+def test_a_watched_file_changes_with_its_bytes(tmp_path: Path) -> None:
+    """Other bytes are a change, told once; the same ones written again, or a file that is gone, are none."""
+    file = tmp_path / "config.yaml"
+    file.write_text("first", encoding="utf-8")
+    watched = WatchedFile(file)
+
+    looks = [watched.changed()]
+    for text in ("first", "other"):
+        file.unlink()
+        looks.append(watched.changed())
+        file.write_text(text, encoding="utf-8")
+        looks += [watched.changed(), watched.changed()]
+
+    assert looks == [False, False, False, False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        (with_main(), {}),
+        (Config(workspaces=(OTHER, MAIN.model_copy(update={"campaigns": (GOODBYE, WELCOME)}))), {}),
+        (with_main(instance="US-01"), {}),
+        (with_main(campaigns=(WELCOME,)), {"removed_campaigns": {("main", GOODBYE.id)}}),
+        (
+            with_main(campaigns=(WELCOME, GOODBYE.model_copy(update={"name": "Farewell"}))),
+            {"changed_campaigns": {("main", GOODBYE.id)}},
+        ),
+        (with_main(timezone=ZoneInfo("Asia/Tokyo")), {"changed_workspaces": {"main"}}),
+        (with_main(requests_per_minute=7), {"changed_workspaces": {"main"}}),
+        (with_main(api_key_env=None, api_key_file=Path("key")), {"changed_workspaces": {"main"}}),
+        (
+            with_main(endpoint="https://rest.iad-02.braze.com"),
+            {"changed_workspaces": {"main"}, "reconnected_workspaces": {"main"}},
+        ),
+        (
+            Config(workspaces=(MAIN,)),
+            {"removed_workspaces": {"other"}, "removed_campaigns": {("other", WELCOME.id)}},
+        ),
+        (
+            with_main(name="renamed"),
+            {
+                "added_workspaces": {"renamed"},
+                "removed_workspaces": {"main"},
+                "added_campaigns": {("renamed", WELCOME.id), ("renamed", GOODBYE.id)},
+                "removed_campaigns": {("main", WELCOME.id), ("main", GOODBYE.id)},
+            },
+        ),
+        (
+            Config(
+                poll=Poll(interval=60.0, stale_after=1200.0, days=5),
+                limits=Limits(series=7),
+                workspaces=(MAIN, OTHER),
+            ),
+            {"settings": {"poll.interval", "poll.days", "limits.series"}},
+        ),
+    ],
+)
+def test_compare(after: Config, expected: Mapping[str, set[object]]) -> None:
+    """Each kind of change is found, and nothing else; an order is no change."""
+    changes = compare(with_main(), after)
+
+    assert expected == {name: set(getattr(changes, name)) for name in NOTHING.__slots__ if getattr(changes, name)}
+
+
+@dataclass(slots=True)
+class Clockwork:
+    """A configuration whose reading and applying are told what to do."""
+
+    loaded: Config | ConfigError
+    refusal: ConfigError | None = None
+    applied: int = 0
+    now: float = 1000.0
+
+    def read(self) -> Config:
+        """Read what is to be read."""
+        if isinstance(self.loaded, ConfigError):
+            raise self.loaded
+        return self.loaded
+
+    def apply(self, _: Config, __: Changes) -> None:
+        """Count, or refuse."""
+        if self.refusal:
+            raise self.refusal
+        self.applied += 1
+
+    def configuration(self) -> Configuration:
+        """Return the configuration in force."""
+        return Configuration(self.read(), shard=WHOLE, read=self.read, apply=self.apply, wall=lambda: self.now)
+
+
+@pytest.mark.parametrize("where", ["loaded", "refusal"])
+def test_what_cannot_be_used_changes_nothing(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A bad file, or a key that is gone, is told and logged; the old configuration stays until a good one comes."""
+    clockwork = Clockwork(with_main())
+    configuration = clockwork.configuration()
+    good = clockwork.loaded
+    setattr(clockwork, where, ConfigError(["config.yaml:1: one", "config.yaml:2: two"]))
+    clockwork.now = 2000.0
+    problem = configuration.reload()
+    refused = (configuration.current, configuration.successful, configuration.succeeded_at, clockwork.applied)
+    clockwork.loaded, clockwork.refusal = with_main(requests_per_minute=9), None
+
+    assert problem == "config.yaml:1: one\nconfig.yaml:2: two"
+    assert refused == (good, False, 1000.0, 0)
+    assert [vars(record)["error"] for record in caplog.records if record.levelname == "ERROR"] == [problem]
+    assert configuration.reload() is None
+    assert (configuration.current, configuration.successful) == (clockwork.loaded, True)
+    assert (configuration.succeeded_at, clockwork.applied) == (2000.0, 1)
+
+
+def test_warnings_are_logged_when_they_are_new(caplog: pytest.LogCaptureFixture) -> None:
+    """A warning of the start is not repeated by reloads; a new one is logged once."""
+    clockwork = Clockwork(with_main(endpoint="https://example.com"))
+    configuration = clockwork.configuration()
+    told = [warnings_in(caplog)]
+    for endpoint in ("https://example.com", "https://example.org", "https://example.org", "https://example.com"):
+        clockwork.loaded = with_main(endpoint=endpoint)
+        configuration.reload()
+        told.append(warnings_in(caplog))
+
+    assert [len(warnings) for warnings in told] == [1, 0, 1, 0, 1]
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was warned of since the last time."""
+    found = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    caplog.clear()
+    return found
+
+
+def test_a_reload_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """A reload logs one line with how much was added, removed and changed."""
+    caplog.set_level("INFO", "exporter")
+    clockwork = Clockwork(with_main())
+    configuration = clockwork.configuration()
+    clockwork.loaded = with_main(campaigns=(WELCOME.model_copy(update={"name": "Hello"}),), requests_per_minute=9)
+    configuration.reload()
+    (line,) = caplog.records
+
+    assert line.getMessage() == "the configuration was reloaded"
+    assert {name: value for name, value in vars(line).items() if name.endswith(("_added", "_removed", "_changed"))} == {
+        "workspaces_added": 0,
+        "workspaces_removed": 0,
+        "workspaces_changed": 1,
+        "campaigns_added": 0,
+        "campaigns_removed": 1,
+        "campaigns_changed": 1,
+        "settings_changed": 0,
+    }
+
+
+def test_one_reload_at_a_time() -> None:
+    """Reloads that are asked for at once, from any threads, come one after the other."""
+    clockwork = Clockwork(with_main())
+    configuration = clockwork.configuration()
+    running: list[int] = []
+    crowds: list[int] = []
+    all_in = threading.Barrier(8)
+
+    def apply(_: Config, __: Changes) -> None:
+        running.append(1)
+        time.sleep(0.001)
+        crowds.append(len(running))
+        running.pop()
+
+    configuration = Configuration(with_main(), shard=WHOLE, read=clockwork.read, apply=apply, wall=time.time)
+
+    def reload() -> None:
+        all_in.wait()
+        configuration.reload()
+
+    threads = [threading.Thread(target=reload) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert crowds == [1] * 8
+
+
+@dataclass(slots=True)
+class Running:
+    """A poller that runs by a file which can be written again."""
+
+    folder: Path
+    poller: Poller
+    exposition: Exposition
+    configuration: Configuration
+    crashes: list[BaseException]
+
+    def change(self, text: str) -> None:
+        """Write the file again and reload it."""
+        (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+
+        assert self.configuration.reload() is None
+
+    def text(self) -> str:
+        """Return what a scrape would get of the campaigns."""
+        return b"".join(self.exposition.parts(Format.TEXT, {})).decode()
+
+    def lines(self, campaign_id: str, pattern: str = "") -> list[str]:
+        """Return the sample lines of one campaign that begin like a pattern."""
+        return [line for line in self.text().splitlines() if campaign_id in line and re.match(pattern, line)]
+
+    def numbers(self, campaign_id: str) -> list[str]:
+        """Return the sample lines of one campaign that are Braze's numbers."""
+        return self.lines(campaign_id, "braze_(message|campaign_(unique|revenue|conv|other|day)|previous)")
+
+    def state(self, campaign_id: str) -> CampaignState:
+        """Return what is known of a campaign."""
+        return next(state for state in self.poller.campaigns if state.campaign_id == campaign_id)
+
+    def known(self) -> list[str]:
+        """Return the ids of the campaigns that have a state, in their order."""
+        return [state.campaign_id for state in self.poller.campaigns]
+
+    def ready(self) -> bool:
+        """Say whether the first round is over."""
+        return self.poller.ready
+
+
+@contextmanager
+def running(folder: Path, text: str, *, ready: bool = True) -> Iterator[Running]:
+    """Poll by a file; an exception that ends a thread fails the test."""
+    (folder / "api-key").write_text(KEY, encoding="utf-8")
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    loaded = config.load(folder / "config.yaml", {"KEY": KEY})
+    exposition = Exposition(loaded.limits)
+    crashes: list[BaseException] = []
+    clock = Clock(time.time, time.monotonic)
+    poller = Poller(loaded, environ={"KEY": KEY}, clock=clock, exposition=exposition, fatal=crashes.append)
+    configuration = Configuration(
+        loaded,
+        shard=WHOLE,
+        read=lambda: config.load(folder / "config.yaml", {"KEY": KEY}),
+        apply=poller.apply,
+        wall=time.time,
+    )
+    run = Running(folder, poller, exposition, configuration, crashes)
+    poller.start()
+    try:
+        if ready:
+            eventually(run.ready, what="the end of the first round")
+        yield run
+    finally:
+        poller.stop()
+    assert not crashes
+
+
+def written(
+    *workspaces: tuple[str, Simulator, Mapping[str, str]], poll: str = ONCE, limits: str = "", settings: str = ""
+) -> str:
+    """Return a file; each workspace has a name, its Braze and the names of its campaigns by id."""
+    lines = [f"poll: {{{poll}}}", f"limits: {{{limits}}}", "workspaces:"]
+    for name, braze, campaigns in workspaces:
+        key = "" if "api_key" in settings else "api_key_file: api-key, "
+        lines.append(f"  - {{name: {name}, endpoint: '{braze.url}', {key}{settings}campaigns: [")
+        lines += [f"      {{id: {campaign_id}, name: {name}}}," for campaign_id, name in campaigns.items()]
+        lines.append("    ]}")
+    return "\n".join(lines)
+
+
+def names_of(braze: Simulator) -> dict[str, str]:
+    """Return a name for each campaign of a simulated Braze."""
+    return {campaign.id: f"Campaign {number}" for number, campaign in enumerate(braze.campaigns)}
+
+
+def asked(braze: Simulator) -> Counter[str | None]:
+    """Count the requests for each campaign."""
+    return Counter(request.campaign_id for request in braze.requests)
+
+
+@pytest.fixture
+def braze() -> Iterator[Simulator]:
+    """A simulated Braze with a handful of campaigns."""
+    with Simulator(api_key=KEY, campaigns=6) as simulator:
+        yield simulator
+
+
+@pytest.mark.server
+def test_campaigns_come_and_go(tmp_path: Path, braze: Simulator) -> None:
+    """A new campaign is asked at once, a removed one is gone at once, and the others are not touched."""
+    names = names_of(braze)
+    first, *middle, last = names
+    with running(tmp_path, written(("main", braze, {name: names[name] for name in (first, *middle)}))) as run:
+        before = {name: (run.lines(name), run.state(name)) for name in middle}
+        run.change(written(("main", braze, {name: names[name] for name in (*middle, last)})))
+        gone = run.lines(first)
+        eventually(lambda: run.numbers(last), what="numbers of the new campaign")
+
+        assert gone == []
+        assert before == {name: (run.lines(name), run.state(name)) for name in middle}
+        assert run.known() == [*middle, last]
+        assert run.poller.ready
+    assert asked(braze) == Counter(list(names))
+
+
+@pytest.mark.server
+def test_an_order_is_no_change(tmp_path: Path, braze: Simulator) -> None:
+    """Campaigns that only stand in another order are not asked, and look the same."""
+    names = names_of(braze)
+    with running(tmp_path, written(("main", braze, names))) as run:
+        before = run.text()
+        run.change(written(("main", braze, dict(reversed(names.items())))))
+
+        assert before == run.text()
+        assert run.known() == list(reversed(names))
+        assert run.poller.workspaces[0].apis["data_series"].requests == len(names)
+    assert asked(braze) == Counter(list(names))
+
+
+@pytest.mark.server
+def test_a_new_name_takes_everything_along(tmp_path: Path, braze: Simulator) -> None:
+    """Numbers and counters of a renamed campaign are under the new name at once, and nothing is under the old one."""
+    names = names_of(braze)
+    renamed = next(iter(names))
+    braze.misbehave(Status(404), campaign_id=renamed, times=1)
+    with running(tmp_path, written(("main", braze, names), poll=QUICK)) as run:
+        eventually(lambda: run.state(renamed).up, what="a success after a failure")
+        run.change(written(("main", braze, names | {renamed: "Renamed"}), poll=ONCE))
+        eventually(lambda: not asking(run, "main"), what="the end of the polls under way")
+        lines = run.lines(renamed)
+        (failures,) = run.lines(renamed, "braze_campaign_poll_failures_total")
+
+        assert run.numbers(renamed)
+        assert [line for line in lines if "Campaign 0" in line] == []
+        assert 'campaign_name="Renamed"' in failures
+        assert failures.endswith("} 1.0")
+        assert run.state(renamed).polls >= 2
+
+
+def asking(run: Running, workspace: str) -> bool:
+    """Say whether the threads of a workspace are at anything else than waiting."""
+    poller = run.poller._workspaces[workspace]  # noqa: SLF001 - no other way to see it
+    return poller._idle < poller._threads  # noqa: SLF001
+
+
+@pytest.mark.server
+def test_an_answer_under_way_does_not_bring_a_campaign_back(tmp_path: Path, braze: Simulator) -> None:
+    """What was asked for before a campaign was removed is dropped when it comes: success or failure."""
+    names = names_of(braze)
+    good, bad, *others = names
+    braze.misbehave(Latency(0.4), campaign_id=good)
+    braze.misbehave(Latency(0.4), campaign_id=bad)
+    braze.misbehave(Status(404), campaign_id=bad)
+    with running(tmp_path, written(("main", braze, names)), ready=False) as run:
+        eventually(lambda: len(braze.requests) == len(names), what="all requests")
+        run.change(written(("main", braze, {name: names[name] for name in others})))
+        eventually(run.ready, what="a poller that does not wait for what is gone")
+        eventually(lambda: not asking(run, "main"), what="the end of the polls under way")
+
+        assert run.lines(good) + run.lines(bad) == []
+        assert run.known() == others
+
+
+@pytest.mark.server
+def test_a_campaign_that_is_back_is_not_asked_twice_at_once(tmp_path: Path, braze: Simulator) -> None:
+    """An answer that was under way all the time counts for the campaign that was away meanwhile."""
+    names = names_of(braze)
+    back, *others = names
+    braze.misbehave(Latency(0.4), campaign_id=back)
+    with running(tmp_path, written(("main", braze, names)), ready=False) as run:
+        eventually(lambda: len(braze.requests) == len(names), what="all requests")
+        run.change(written(("main", braze, {name: names[name] for name in others})))
+        run.change(written(("main", braze, names)))
+        eventually(lambda: run.numbers(back), what="numbers of the campaign that is back")
+
+        assert asked(braze)[back] == 1
+
+
+@pytest.mark.server
+def test_workspaces_come_and_go(tmp_path: Path, braze: Simulator) -> None:
+    """A new workspace is polled at once; a removed one leaves nothing: no series, no thread, no connection."""
+    names = names_of(braze)
+    with Simulator(api_key=KEY, campaigns=3) as second:
+        other = ("other", second, names_of(second))
+        with running(tmp_path, written(("main", braze, names))) as run:
+            run.change(written(("main", braze, names), other))
+            eventually(lambda: all(map(run.numbers, names_of(second))), what="numbers of the new workspace")
+            begun = threads_of("other")
+            run.change(written(("main", braze, names)))
+            gone = 'workspace="other"' not in run.text()
+            eventually(lambda: not threads_of("other"), what="threads that have ended")
+            eventually(lambda: not connected_to(second), what="connections that are closed")
+
+            assert begun
+            assert gone
+            assert [state.workspace for state in run.poller.workspaces] == ["main"]
+            assert asked(braze) == Counter(list(names))
+
+
+def threads_of(workspace: str) -> list[str]:
+    """Return the names of the threads that poll a workspace."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(f"poll {workspace} ")]
+
+
+def connected_to(braze: Simulator) -> int:
+    """Count the connections of this machine whose other end is a simulator and that are open at this end."""
+    port = f":{int(braze.url.rpartition(':')[2]):04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+    return sum(row[2].endswith(port) and row[3] in {"01", "08"} for row in rows)
+
+
+@pytest.mark.server
+def test_another_endpoint(tmp_path: Path, braze: Simulator) -> None:
+    """Numbers and counters stay; the new Braze is asked at once; what the old one still says counts no more."""
+    names = names_of(braze)
+    slow = next(iter(names))
+    with (
+        Simulator(api_key=KEY, campaigns=6) as second,
+        running(tmp_path, written(("main", braze, names), poll=QUICK)) as run,
+    ):
+        braze.misbehave(Status(404))
+        braze.misbehave(Latency(0.7), campaign_id=slow)
+        told = asked(braze)[slow]
+        eventually(lambda: asked(braze)[slow] > told, what="a slow request")
+        requests = run.poller.workspaces[0].apis["data_series"].requests
+        run.change(written(("main", second, names), poll=QUICK))
+        kept = all(map(run.numbers, names))
+        failures = {name: sum(run.state(name).failures.values()) for name in names}
+        eventually(lambda: asked(second).keys() == names.keys(), what="requests to the new Braze")
+        eventually(lambda: not connected_to(braze), what="connections to the old one that are closed")
+
+        assert kept
+        assert failures == {name: sum(run.state(name).failures.values()) for name in names}
+        assert run.poller.workspaces[0].apis["data_series"].requests > requests
+        assert not [request for request in second.requests if request.status != 200]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("source", ["the same file", "another file", "a variable"])
+def test_another_key(source: str, tmp_path: Path, braze: Simulator) -> None:
+    """After a 401 a reload with another key asks at once, wherever the key is."""
+    names = names_of(braze)
+    good = KEY
+    if source == "a variable":
+        (tmp_path / "wrong-key").write_text(OTHER_KEY, encoding="utf-8")
+        before, after = "api_key_file: wrong-key, ", "api_key_env: KEY, "
+    else:
+        good = OTHER_KEY
+        (tmp_path / "good-key").write_text(OTHER_KEY, encoding="utf-8")
+        before, after = "api_key_file: api-key, ", "api_key_file: good-key, "
+    braze.api_key = good
+    with running(tmp_path, written(("main", braze, names), settings=before)) as run:
+        closed = run.poller.workspaces[0].closed
+        if source == "the same file":
+            (tmp_path / "api-key").write_text(OTHER_KEY, encoding="utf-8")
+            after = before
+        run.change(written(("main", braze, names), settings=after))
+        eventually(lambda: all(state.up for state in run.poller.campaigns), what="a workspace that is up")
+
+        assert closed == "unauthorized"
+        assert {KEY, OTHER_KEY} <= set(run.poller.secrets)
+        assert run.poller.workspaces[0].up
+
+
+@pytest.mark.server
+def test_the_previous_day_can_be_switched(tmp_path: Path, braze: Simulator) -> None:
+    """Its numbers go at once, and come back with the next polls."""
+    names = names_of(braze)
+    with running(tmp_path, written(("main", braze, names), poll=QUICK)) as run:
+        shown = run.text().count("braze_previous_day_")
+        run.change(written(("main", braze, names), poll=f"{QUICK}, previous_day: false"))
+        gone = run.text()
+        run.change(written(("main", braze, names), poll=QUICK))
+        eventually(lambda: run.text().count("braze_previous_day_") == shown, what="the previous day")
+
+        assert "braze_previous_day_" not in gone
+        assert "braze_message_sent{" in gone
+
+
+@pytest.mark.server
+def test_another_time_zone(tmp_path: Path, braze: Simulator) -> None:
+    """The time stamps of days move at once, and nobody is asked for that."""
+    names = names_of(braze)
+    with running(tmp_path, written(("main", braze, names))) as run:
+        before = stamps(run)
+        run.change(written(("main", braze, names), settings="timezone: Asia/Tokyo, "))
+
+        assert len(before) == 2 * len(names)
+        assert {series: stamp - 9 * 3600 for series, stamp in before.items()} == stamps(run)
+        assert run.poller.workspaces[0].timezone == "Asia/Tokyo"
+    assert asked(braze) == Counter(list(names))
+
+
+def stamps(run: Running) -> dict[str, float]:
+    """Return the time stamps of the days that are shown."""
+    lines = (line.rpartition(" ") for line in run.text().splitlines() if "_day_timestamp_seconds{" in line)
+    return {series: float(value) for series, _, value in lines}
+
+
+@pytest.mark.server
+def test_other_limits(tmp_path: Path, braze: Simulator) -> None:
+    """Lower limits drop the last campaigns' rows at once, higher ones bring them back at once."""
+    names = names_of(braze)
+    with running(tmp_path, written(("main", braze, names))) as run:
+        whole = run.text()
+        sizes = [run.exposition.shown(("main", name)) for name in names]
+        run.change(written(("main", braze, names), limits=f"series: {sum(sizes[:3])}"))
+        fewer = [run.exposition.shown(("main", name)) for name in names]
+        run.change(written(("main", braze, names), limits="series_per_campaign: 10"))
+        least = [run.exposition.shown(("main", name)) for name in names]
+        run.change(written(("main", braze, names)))
+
+        assert fewer[:3] == sizes[:3]
+        assert fewer[4:] == [0, 0]
+        assert 0 < max(least) <= 10
+        assert sorted(run.text().splitlines()) == sorted(whole.splitlines())
+    assert asked(braze) == Counter(list(names))
+
+
+@pytest.mark.server
+def test_room_of_a_removed_campaign(tmp_path: Path, braze: Simulator) -> None:
+    """What a removed campaign leaves goes at once to those that had no place, not to newcomers."""
+    names = names_of(braze)
+    first, second, third, *_ = names
+    two = {name: names[name] for name in (first, second)}
+    with running(tmp_path, written(("main", braze, two))) as run:
+        limits = f"series: {max(run.exposition.shown(('main', name)) for name in two)}"
+        run.change(written(("main", braze, two), limits=limits))
+        run.change(written(("main", braze, {second: names[second], third: names[third]}), limits=limits))
+        eventually(lambda: run.state(third).up, what="a poll of the newcomer")
+
+        assert len(run.numbers(second)) > len(run.numbers(third))
+
+
+@pytest.mark.server
+def test_stale_numbers_go_at_once(tmp_path: Path, braze: Simulator) -> None:
+    """A shorter stale_after takes away what is older, without waiting for the time that the old one had left."""
+    names = names_of(braze)
+    with running(tmp_path, written(("main", braze, names), poll="interval: 1s, timeout: 1s, stale_after: 1h")) as run:
+        braze.misbehave(Status(404))
+        eventually(lambda: all(state.failure for state in run.poller.campaigns), what="failures")
+        run.change(written(("main", braze, names), poll="interval: 1s, timeout: 1s, stale_after: 2s"))
+        eventually(lambda: "braze_message_sent" not in run.text(), what="no numbers", timeout=10)
+
+        assert 'braze_campaign_up{campaign_id="' in run.text()
+
+
+@pytest.mark.server
+def test_another_interval(tmp_path: Path, braze: Simulator) -> None:
+    """A shorter interval holds at once, for the schedule and for what is shown of it."""
+    names = names_of(braze)
+    with running(tmp_path, written(("main", braze, names))) as run:
+        run.change(written(("main", braze, names), poll="interval: 1s, timeout: 1s, stale_after: 1h"))
+        lines = [line for line in run.text().splitlines() if line.startswith("braze_campaign_poll_interval_seconds{")]
+        eventually(lambda: min(asked(braze).values()) >= 3, what="polls every second", timeout=10)
+
+        assert {line.rpartition(" ")[2] for line in lines} == {"1.0"}
+
+
+@pytest.mark.server
+def test_another_pace_and_concurrency(tmp_path: Path, braze: Simulator) -> None:
+    """A higher pace is not held up by the old one, and threads grow and shrink to the concurrency."""
+    names = names_of(braze)
+    braze.misbehave(Latency(0.2))
+    slow = written(("main", braze, names), poll=f"{QUICK}, concurrency: 1", settings="requests_per_minute: 1, ")
+    with running(tmp_path, slow, ready=False) as run:
+        eventually(lambda: braze.requests, what="the first request")
+        run.change(written(("main", braze, names), poll=QUICK, settings="requests_per_minute: 50000, "))
+        eventually(run.ready, what="the end of the first round", timeout=10)
+        eventually(lambda: len(threads_of("main")) > 1, what="more threads")
+        run.change(written(("main", braze, names), poll=f"{QUICK}, concurrency: 1"))
+        eventually(lambda: len(threads_of("main")) == 1, what="one thread")
+        polls = len(braze.requests)
+        eventually(lambda: len(braze.requests) >= polls + 3, what="polls that go on")
+
+
+@pytest.mark.server
+def test_ready_stays(tmp_path: Path, braze: Simulator) -> None:
+    """A poller that is ready stays so whatever comes; one that waits for a campaign does not wait when it is gone."""
+    names = names_of(braze)
+    hanging, *others = names
+    braze.misbehave(Hang(), campaign_id=hanging)
+    with running(tmp_path, written(("main", braze, names)), ready=False) as run:
+        eventually(lambda: sum(bool(state.up) for state in run.poller.campaigns) == len(others), what="the others")
+        before = run.ready()
+        run.change(written(("main", braze, {name: names[name] for name in others})))
+        without = run.ready()
+        run.change(written(("main", braze, names)))
+
+        assert (before, without, run.ready()) == (False, True, True)
+
+
+@pytest.mark.server
+def test_a_key_that_is_gone_refuses_all(tmp_path: Path, braze: Simulator) -> None:
+    """A file whose keys cannot all be read changes nothing, and leaves no thread and no connection behind."""
+    names = names_of(braze)
+    with running(tmp_path, written(("main", braze, names))) as run:
+        before, threads = run.text(), threading.active_count()
+        loaded = config.load(tmp_path / "config.yaml", {"KEY": KEY})
+        good = loaded.workspaces[0].model_copy(update={"name": "good", "campaigns": ()})
+        gone = good.model_copy(update={"name": "gone", "api_key_file": tmp_path / "nothing"})
+        main = loaded.workspaces[0].model_copy(update={"campaigns": loaded.workspaces[0].campaigns[1:]})
+        other = loaded.model_copy(update={"workspaces": (main, good, gone)})
+        with pytest.raises(ConfigError, match="gone"):
+            run.poller.apply(other, compare(loaded, other))
+        eventually(lambda: threading.active_count() <= threads, what="no thread of what was refused")
+
+        assert before == run.text()
+        assert run.known() == list(names)
+        assert [state.workspace for state in run.poller.workspaces] == ["main"]
+
+
+@pytest.mark.server
+def test_many_reloads_while_polls_fail_and_hang(tmp_path: Path, braze: Simulator) -> None:
+    """In the thick of polls, cuts and hangs, campaigns and workspaces that come and go leave nothing behind."""
+    names = names_of(braze)
+    first, second, *others = names
+    poll = "interval: 1s, timeout: 1s, stale_after: 2s"
+    braze.misbehave(Latency(0.02))
+    braze.misbehave(Cut(), campaign_id=first)
+    braze.misbehave(Hang(), campaign_id=second)
+    with running(tmp_path, written(("main", braze, names), poll=poll)) as run:
+        threads = threading.active_count()
+        for number in range(60):
+            mine = {name: names[name] for place, name in enumerate(names) if (place + number) % 3}
+            run.change(written(("main", braze, mine), ("other", braze, {second: "x"}), poll=poll))
+            run.change(written(("main", braze, names), poll=poll))
+        eventually(lambda: not threads_of("other"), what="threads that have ended")
+        eventually(lambda: threading.active_count() <= threads + 8, what="as many threads as before")
+        run.change(written(("main", braze, {name: names[name] for name in others}), poll=poll))
+        polls = {name: run.state(name).polls for name in others}
+        eventually(lambda: all(run.state(name).polls > polls[name] for name in others), what="polls that go on")
+
+        assert set(run.known()) == set(others)
+        assert not run.lines(first) + run.lines(second)
