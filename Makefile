@@ -6,7 +6,7 @@ PYTHON ?= python3
 VERSIONS := 3.11 3.12 3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit servers programs dashboards preview check format-check lint types format bench bench-rules lock upgrade clean
+.PHONY: help demo test unit servers programs checkers image dist dashboards manifests preview check format-check lint types format bench bench-rules lock upgrade clean
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -23,14 +23,25 @@ unit: .venv/.dev ## run the tests without servers, on every supported Python tha
 unit-%: .venvs/%/.dev
 	.venvs/$*/bin/python -m pytest -m "not server" -n auto
 
-servers: .venv/.dev programs ## run the tests with servers, one at a time: some of them measure time
+servers: .venv/.dev programs checkers ## run the tests with servers, one at a time: some of them measure time
 	.venv/bin/python -m pytest -m server
 
 programs: ## fetch the programs that the tests with servers use
 	sh tools/programs.sh
 
+checkers: .venvs/deploy/.done ## install the programs that check the files in deploy
+
+image: .cache/image/image.json ## build the container image into .cache, without a container engine; needs root
+
+dist: .venvs/build/.done ## build the wheel and the source package into dist, as a release does
+	rm -rf dist
+	.venvs/build/bin/python -m hatchling build
+
 dashboards: .venv/.dev ## write the Grafana dashboards again after a change of grafana/source
 	.venv/bin/python -W ignore -m grafana.source.generate
+
+manifests: .venv/.dev ## write the copies of rules and dashboards in deploy again after a change of either
+	.venv/bin/python -m tools.manifests
 
 preview: .venv/.dev programs ## draw the dashboards into docs/pictures; needs npm and Chromium
 	npm ci --prefix grafana/preview --no-audit --no-fund --loglevel=error
@@ -58,8 +69,10 @@ bench-rules: .venv/.dev programs ## measure what the rules for Prometheus cost o
 	.venv/bin/python -m benchmarks.rules
 
 lock: .venv/.dev ## write the lock files again after a change of the dependencies in pyproject.toml
-	$(COMPILE) --output-file requirements.lock
-	$(COMPILE) --group dev --constraints requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) pyproject.toml --output-file requirements.lock
+	$(COMPILE) pyproject.toml --group dev --constraints requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) --group build --constraints requirements-dev.lock --output-file requirements-build.lock
+	$(COMPILE) --group deploy --output-file requirements-deploy.lock
 
 upgrade: COMPILE += --upgrade
 upgrade: lock ## the same, with the newest version of everything
@@ -82,9 +95,23 @@ clean: ## remove everything that make has made
 	@touch $@
 .PRECIOUS: .venvs/%/.dev
 
+# By uv, as pip takes a minute for so many packages.
+.venvs/deploy/.done: requirements-deploy.lock | .venv/.dev
+	.venv/bin/uv venv --quiet --clear --python .venv/bin/python .venvs/deploy
+	.venv/bin/uv pip install --quiet --python .venvs/deploy --require-hashes --no-deps --requirement $<
+	@touch $@
+
+.venvs/build/.done: requirements-build.lock
+	sh tools/venv.sh "$(PYTHON)" .venvs/build $<
+	@touch $@
+
+.cache/image/image.json: tools/image.sh deploy/docker/Dockerfile .dockerignore pyproject.toml README.md LICENSE \
+		requirements.lock requirements-build.lock $(wildcard exporter/*.py) | .venv/.dev
+	sh tools/image.sh
+
 OTHERS = $(filter-out $(shell .venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'),$(INSTALLED))
 INSTALLED = $(foreach version,$(VERSIONS),$(if $(shell sh tools/python.sh $(version)),$(version)))
 
 # One lock for every supported Python and platform, with hashes and without the name of an index.
-COMPILE = .venv/bin/uv pip compile pyproject.toml --quiet --universal --python-version $(firstword $(VERSIONS)) \
+COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version $(firstword $(VERSIONS)) \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"

@@ -18,7 +18,7 @@ Form = Literal["logfmt", "json"]
 _OF_EVERY_RECORD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _QUIET = {
     "urllib3": logging.CRITICAL,  # what fails is logged by us, in words that hold nothing of an answer
-    "uvicorn": logging.WARNING,
+    "uvicorn": logging.ERROR,  # it warns of each request that is none
     "asyncio": logging.WARNING,
 }
 

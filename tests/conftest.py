@@ -16,7 +16,7 @@ Server = TypeVar("Server")
 
 MISSING = "program not installed: "
 # The fixtures of programs whose tests are tests with servers.
-PROGRAMS = {"alertmanager", "amtool", "prometheus", "promtool"}
+PROGRAMS = {"alertmanager", "amtool", "checker", "chromium", "prometheus", "promtool"}
 
 # A busy machine is no failure. What hypothesis sets for CI stays in force.
 hypothesis.settings.register_profile("braze-exporter", hypothesis.settings(), deadline=None)
@@ -60,6 +60,18 @@ def openssl() -> Path:
     return _require("openssl")
 
 
+@pytest.fixture(scope="session")
+def checker() -> Callable[[str], Path]:
+    """Find a program of the group deploy in pyproject.toml, which `make checkers` installs, by its name."""
+    return _require
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Path:
+    """The path of Chromium, or of what Debian makes of it for work without windows."""
+    return find_program("chromium") or _require("chromium-headless-shell")
+
+
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[Callable[[str], Prometheus]]:
     """Start a Prometheus with the given configuration (YAML); it is stopped when the test ends."""
@@ -90,7 +102,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Genera
         names = ", ".join(sorted({reason.partition(MISSING)[2] for reason in reasons}))
         terminalreporter.write_line(
             f"Tests left out because a program is not installed: {len(reasons)} ({names});"
-            " `make programs` fetches what Debian has",
+            " `make programs checkers` fetches them",
             yellow=True,
         )
 

@@ -49,6 +49,10 @@ class Exporter:
         lines = (line.rpartition(" ") for line in self.ask().text.split("\n"))
         return {series: value for series, _, value in lines if series.startswith(prefix)}
 
+    def open_files(self) -> int:
+        """Return how many files the process has open, connections among them."""
+        return len([*Path(f"/proc/{self.program.process.pid}/fd").iterdir()])
+
     def ready(self) -> bool:
         """Tell whether the first round is over."""
         return self.ask("/-/ready").ok
@@ -88,7 +92,7 @@ def running_exporter(file: Path, *flags: str, address: str = "127.0.0.1:0", read
     """
     command = (*COMMAND, f"--config.file={file}", f"--web.listen-address={address}", *flags)
     with running(command, log=file.with_name("exporter.log")) as program:
-        exporter = Exporter(program, program.logged(r'\burl"?[=:] ?"?(http://[^"\s]+)')[1])
+        exporter = Exporter(program, program.logged(r'\burl"?[=:] ?"?(https?://[^"\s]+)')[1])
         if ready:
             eventually(exporter.ready, what="an exporter that is ready")
         yield exporter

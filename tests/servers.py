@@ -21,13 +21,15 @@ Result = TypeVar("Result")
 ROOT = Path(__file__).parents[1]
 # Where tools/programs.sh unpacks Debian's packages.
 UNPACKED = ROOT / ".cache/debian/usr/bin"
+# Where make installs what checks the files in deploy/.
+DEPLOY = ROOT / ".venvs/deploy/bin"
 # Seconds between two looks at a condition.
 _PAUSE = 0.02
 
 
 def find_program(name: str) -> Path | None:
-    """Find a program among Debian's unpacked packages, else on PATH, else nowhere."""
-    found = shutil.which(name, path=UNPACKED) or shutil.which(name)
+    """Find a program among Debian's unpacked packages, the tools for deploy/ or on PATH, in this order, or nowhere."""
+    found = shutil.which(name, path=f"{UNPACKED}{os.pathsep}{DEPLOY}") or shutil.which(name)
     return Path(found) if found else None
 
 

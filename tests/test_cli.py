@@ -64,7 +64,13 @@ def test_help(run: Run) -> None:
     status, output, _ = run("--help")
 
     assert status == 0
-    assert re.findall(r"^  ([a-z]+)  ", output.partition("commands:")[2], re.MULTILINE) == ["demo", "simulate"]
+    assert re.findall(r"^  ([a-z]+)  ", output.partition("commands:")[2], re.MULTILINE) == [
+        "demo",
+        "simulate",
+        "health",
+        "check",
+        "print",
+    ]
     assert {"--config.file", "--config.check", "--web.listen-address", "--web.telemetry-path"} <= flags(output)
     assert {"--newest-day", "--log.level", "--log.format"} <= flags(run("demo", "--help")[1])
     assert {"--seed", "--campaigns", "--timezone", "--api-key-file"} <= flags(run("simulate", "--help")[1])
@@ -102,6 +108,22 @@ def test_help(run: Run) -> None:
         ("--web.telemetry-path=/../metrics", "got '/../metrics'"),
         ("--web.telemetry-path=/{path}", "got '/{path}'"),
         ("--web.telemetry-path=/met?rics", "got '/met?rics'"),
+        ("--web.health.listen-address=10106", "expected HOST:PORT, [IPV6]:PORT or :PORT, got '10106'"),
+        ("--web.max-connections=0", "expected a number from 1 to 100000, got '0'"),
+        ("--web.max-connections=many", "got 'many'"),
+        ("--web.header-timeout=10", "expected a duration from 100ms to 1h such as 10s, got '10'"),
+        ("--web.header-timeout=0s", "got '0s'"),
+        ("--web.write-timeout=2h", "got '2h'"),
+        ("--web.write-timeout=", "got ''"),
+        ("--shard=1", "expected a number below --total-shards, which is 1, got 1; shards are counted from 0"),
+        ("--shard=4 --total-shards=4 --config.check", "which is 4, got 4"),
+        ("--shard=-1 --total-shards=2", "expected a number from 0 to 1023, got '-1'"),
+        ("--shard=first", "got 'first'"),
+        ("--shard=٣ --total-shards=4", "got '٣'"),
+        ("--total-shards=0", "expected a number from 1 to 1024, got '0'"),
+        ("--total-shards=1025", "got '1025'"),
+        ("--total-shards=", "got ''"),
+        ("demo --shard=0", "unrecognized arguments: --shard=0"),
         ("demo --web.listen-address=:10105", "expected a loopback address such as 127.0.0.1:10105, got ':10105'"),
         ("demo --web.listen-address=0.0.0.0:1", "got '0.0.0.0:1'"),
         ("demo --web.listen-address=[::]:1", "got '[::]:1'"),
@@ -174,6 +196,43 @@ def test_check_with_warnings(tmp_path: Path, run: Run) -> None:
     ]
 
 
+def test_check_of_a_web_configuration(tmp_path: Path, run: Run) -> None:
+    """The web configuration is checked beside the configuration, and what is wrong with both is told at once."""
+    good, web = configure(tmp_path, "https://rest.iad-01.braze.com", names={CAMPAIGN: "One"}), tmp_path / "web.yml"
+    bad = good.with_name("bad.yaml")
+    bad.write_text(good.read_text(encoding="utf-8").replace("rest.", "http://rest."), encoding="utf-8")
+    check = ("--config.check", f"--web.config.file={web}")
+    web.write_text("http_server_config: {http2: true}", encoding="utf-8")
+
+    assert run(f"--config.file={good}", *check) == (
+        0,
+        (
+            f"{web}: warning: HTTP/2 is not served; clients use HTTP/1.1\n{web}: valid\n"
+            f"{good}: valid; workspaces: 1, campaigns: 1\n"
+        ),
+        "",
+    )
+    web.write_text("rate_limit: {}", encoding="utf-8")
+    for flags in (check, check[1:]):
+        status, output, errors = run(f"--config.file={bad}", *flags)
+        assert (status, output) == (1, "")
+        assert [line.partition(":")[0] for line in errors.splitlines()] == [str(bad), str(web)]
+
+
+@pytest.mark.server
+def test_health_port_in_use(tmp_path: Path, run: Run) -> None:
+    """A port of the probes that another process has is one line that names the flag, and status 1."""
+    file = configure(tmp_path, "http://127.0.0.1:1", names={CAMPAIGN: "One"})
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        flags = ("--web.listen-address=127.0.0.1:0", f"--web.health.listen-address={address}")
+
+        status, _, errors = run(f"--config.file={file}", *flags)
+
+    assert status == 1
+    assert errors == f"--web.health.listen-address: cannot listen on {address}: Address already in use\n"
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -228,17 +287,6 @@ def test_all_addresses(tmp_path: Path) -> None:
         assert ask(f"http://127.0.0.1:{port}/-/healthy").ok
         if has_ipv6():
             assert ask(f"http://[::1]:{port}/-/healthy").ok
-
-
-@pytest.mark.server
-def test_answers_leave_at_once() -> None:
-    """An accepted connection does not collect small answers for the other side's acknowledgement."""
-    with (
-        closing(cli.listen("127.0.0.1", 0)) as listener,
-        closing(socket.create_connection(listener.getsockname())),
-        closing(listener.accept()[0]) as accepted,
-    ):
-        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.server
@@ -425,17 +473,6 @@ def test_stopping_before_the_server_is_up(number: int, tmp_path: Path) -> None:
 
     assert program.process.returncode == 0
     assert not program.output()
-
-
-@pytest.mark.server
-def test_hangup(tmp_path: Path) -> None:
-    """SIGHUP, with which others reload, changes nothing and is answered by a warning."""
-    with Simulator(api_key=KEY) as braze, running_exporter(configure(tmp_path, braze)) as exporter:
-        exporter.program.process.send_signal(signal.SIGHUP)
-
-        exporter.program.logged('level=warning msg="the configuration is read at the start only; restart to apply')
-        assert exporter.ready()
-        assert stopped(exporter.program, signal.SIGTERM) == 0
 
 
 @pytest.mark.server

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from exporter import config
+from exporter.advice import ADVICE
 from exporter.braze import Reason
 from exporter.metrics import FAMILIES, LATEST, PREVIOUS, Family
 from tests.servers import ROOT
@@ -47,7 +48,7 @@ def test_flags() -> None:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("command", ["demo", "simulate"])
+@pytest.mark.parametrize("command", ["demo", "simulate", "check", "print", "health"])
 def test_flags_of_commands(command: str) -> None:
     """The table of commands has exactly the flags that their help has."""
     (flags,) = (row[2] for row in rows("Command line") if row[0] == f"`braze-exporter {command}`")
@@ -56,10 +57,12 @@ def test_flags_of_commands(command: str) -> None:
 
 
 def test_reasons() -> None:
-    """Every reason for which a poll can fail is explained under Troubleshooting."""
-    explained = [re.match(r"`(\w+)`", symptom) for symptom, *_ in rows("Troubleshooting")]
+    """Every reason for which a poll can fail is explained under Troubleshooting, in the words of the pages."""
+    table = {match[1]: row for row in rows("Troubleshooting") if (match := re.match(r"`(\w+)`", row[0]))}
 
-    assert set(Reason) <= {match[1] for match in explained if match}
+    assert table.keys() >= set(Reason)
+    for reason, advice in ADVICE.items():
+        assert [text.replace("`", "") for text in table[reason][1:]] == [*advice]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -4,6 +4,7 @@
 # succeeds, and the tests that need the program are skipped.
 set -eu
 packages="prometheus prometheus-alertmanager"
+browser=chromium-headless-shell # a Chromium without windows, where none is installed
 
 cd "$(dirname "$0")/.."
 root=$PWD/.cache/debian
@@ -24,8 +25,41 @@ unpack() {
 	touch "$root/$1.unpacked"
 }
 
+# The libraries and fonts that this machine lacks come with the browser, and it has to be told where they are.
+unpack_browser() {
+	mkdir -p "$work/lists/partial" "$work/archives/partial"
+	apt update || return 1
+	apt -o Dir::State::status=/var/lib/dpkg/status -o Debug::NoLocking=1 \
+		-y --no-install-recommends --download-only install "$browser" || return 1
+	for package in "$work"/archives/*.deb; do dpkg -x "$package" "$root" || return 1; done
+	libraries=
+	for folder in "$root"/lib/*-linux-gnu "$root"/usr/lib/*-linux-gnu; do libraries="$libraries:$folder"; done
+	cat >"$root/fonts.conf" <<-END
+		<?xml version="1.0"?>
+		<!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+		<fontconfig>
+		<dir>/usr/share/fonts</dir><dir>$root/usr/share/fonts</dir><cachedir>$root/var/cache/fontconfig</cachedir>
+		</fontconfig>
+	END
+	cat >"$root/usr/bin/$browser" <<-END
+		#!/bin/sh
+		export LD_LIBRARY_PATH="${libraries#:}" FONTCONFIG_FILE="$root/fonts.conf"
+		exec "$root/usr/lib/chromium/$browser" "\$@"
+	END
+	touch "$root/$browser.unpacked"
+}
+
+miss() {
+	echo "tools/programs.sh: Debian's package $1 cannot be had here" >&2
+}
+
 for package in $packages; do
 	[ ! -e "$root/$package.unpacked" ] || continue
-	unpack "$package" || echo "tools/programs.sh: Debian's package $package cannot be had here" >&2
+	unpack "$package" || miss "$package"
 	rm -rf "$work"
 done
+
+if [ ! -e "$root/$browser.unpacked" ] && ! command -v chromium >/dev/null && ! command -v "$browser" >/dev/null; then
+	unpack_browser || miss "$browser"
+	rm -rf "$work"
+fi
