@@ -25,6 +25,7 @@ from exporter.config import ConfigError
 from exporter.exposition import Exposition
 from exporter.poller import Clock, Poller
 from exporter.progress import Progress
+from exporter.ready import Ready
 from exporter.reload import Configuration, WatchedFile
 from exporter.server import Limits, Server
 from exporter.shards import MOST_SHARDS, WHOLE, Shard
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
 
-    from starlette.applications import Starlette
+    from starlette.types import ASGIApp
 
     from exporter.config import Config
 
@@ -345,6 +346,7 @@ class _Process:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = asyncio.Event()
         self._exposition = Exposition(loaded.limits)
+        self._ready = Ready(self._exposition, monotonic=time.monotonic, fatal=self._fail)
         try:
             self.poller = Poller(
                 loaded,
@@ -379,6 +381,7 @@ class _Process:
         application = web.application(
             self.poller,
             self._exposition,
+            self._ready,
             configuration,
             web_config=web_config,
             telemetry_path=flags.telemetry_path,
@@ -388,6 +391,7 @@ class _Process:
         for each, listeners in zip(servers, (sockets, probes), strict=True):
             each.start(listeners)
         self.poller.start()
+        self._ready.start()
         following = asyncio.create_task(self._follow(web_config))
         if hangups is not None:
             threading.Thread(
@@ -400,11 +404,12 @@ class _Process:
         _on_stop_signals(signal.SIG_IGN)  # one is enough
         logger.info("stopping")
         self.poller.stop()
+        self._ready.stop()
         following.cancel()
         await asyncio.gather(*(each.stop(_GRACE) for each in servers))
         return self._status
 
-    def _servers(self, application: Starlette, limits: Limits, web_config: Watched | None) -> tuple[Server, Server]:
+    def _servers(self, application: ASGIApp, limits: Limits, web_config: Watched | None) -> tuple[Server, Server]:
         """Return what serves the pages and what serves the probes."""
 
         def settings() -> WebConfig:

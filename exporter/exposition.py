@@ -9,14 +9,19 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect
+from collections import defaultdict
+from dataclasses import dataclass
 from enum import Enum
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from exporter.limits import Places, samples_in
-from exporter.metrics import FAMILIES, day_rows, status_rows
+from exporter.metrics import CAMPAIGN_FAMILIES, FAMILIES, day_rows, status_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from prometheus_client.metrics_core import Metric
 
     from exporter.config import Limits
     from exporter.metrics import Family, Labels, Row
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FIRST_WITH_EXPONENT = 1e6
+_SERIES_REMEMBERED = 4096
 
 Pieces = dict[str, bytes]
 """Sample lines by the name of their family."""
@@ -37,25 +43,40 @@ class Format(Enum):
     OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The pieces of all campaigns at one moment, by family, in the order of the families."""
+
+    version: int
+    tables: Sequence[tuple[str, Sequence[bytes]]]
+
+    def pieces(self, form: Format) -> Iterator[bytes]:
+        """Yield what is shown of the campaigns, to be joined, with the lines about each family before its samples."""
+        for name, pieces in self.tables:
+            yield HEADS[form][name]
+            yield from pieces
+
+
 class Exposition:
     """The pieces of every campaign, family by family, ready for the next scrape.
 
-    Publishing is for one thread at a time; scrapes may come from any. One poll replaces one campaign's pieces at once:
-    a scrape sees all of an answer or nothing of it.
+    Publishing is for one thread at a time; snapshots may be taken in any. One poll replaces one campaign's pieces at
+    once: a snapshot has all of an answer or nothing of it.
+
+    `series` is how many samples of Braze's numbers are shown. `version` grows with every change, and a snapshot of a
+    version below `oldest_valid` shows what must not be shown any more, or lacks what must be.
     """
 
     def __init__(self, limits: Limits) -> None:
+        self.series = 0
+        self.version = 0
+        self.oldest_valid = 0
         self._places = Places(limits)
         self._dropped: dict[CampaignKey, int] = {}
         self._shown: dict[CampaignKey, int] = {}
+        self._families: dict[CampaignKey, tuple[str, ...]] = {}
         self._lock = threading.Lock()
-        self._tables: dict[str, dict[CampaignKey, bytes]] = {family.name: {} for family in FAMILIES}
-
-    @property
-    def series(self) -> int:
-        """How many samples of Braze's numbers are shown."""
-        with self._lock:
-            return sum(self._shown.values())
+        self._tables: dict[str, dict[CampaignKey, bytes]] = {family.name: {} for family in CAMPAIGN_FAMILIES}
 
     def shown(self, campaign: CampaignKey) -> int:
         """Return how many samples of Braze's numbers are shown of one campaign."""
@@ -73,24 +94,23 @@ class Exposition:
         pieces = render((*admitted, *status_rows(state, dropped)))
         with self._lock:
             self._dropped[state.key] = dropped
-            self._shown[state.key] = shown
-            self._replace(state.key, pieces)
+            self._replace(state.key, pieces, shown)
 
     def withdraw(self, campaign: CampaignKey) -> None:
         """Take everything of a campaign away and free its places."""
         self._places.release(campaign)
         with self._lock:
             self._dropped.pop(campaign, None)
-            self._shown.pop(campaign, None)
-            self._replace(campaign, {})
+            self._replace(campaign, {}, 0)
+            self.oldest_valid = self.version
 
     def settle(self, states: Sequence[CampaignState]) -> None:
         """Give the places out anew, in the order of the states and not of the answers, if any was refused."""
-        if not any(self._dropped.values()):
-            return
-        self._places = Places(self._places.limits)
-        for state in states:
-            self.publish(state)
+        if any(self._dropped.values()):
+            self._places = Places(self._places.limits)
+            for state in states:
+                self.publish(state)
+        self.oldest_valid = self.version
 
     def limit(self, limits: Limits, states: Sequence[CampaignState]) -> None:
         """Let these limits hold: the last of the states make room where it is needed, the first get what is left."""
@@ -101,29 +121,26 @@ class Exposition:
         for state in states:
             if self._dropped[state.key]:
                 self.publish(state)
+        self.oldest_valid = self.version
 
-    def parts(self, form: Format, own: Mapping[str, bytes]) -> list[bytes]:
-        """Return what a scrape sends, to be joined: the campaigns' pieces and the exporter's `own`.
-
-        OpenMetrics' final `# EOF` is not part of it: what prometheus_client renders follows, and ends so.
-        """
+    def snapshot(self) -> Snapshot:
+        """Return what is shown of all campaigns now."""
         with self._lock:
-            tables = [(name, list(table.values())) for name, table in self._tables.items()]
-        parts: list[bytes] = []
-        for name, pieces in tables:
-            if name in own:
-                pieces.append(own[name])
-            if pieces:
-                parts.append(_HEADS[form][name])
-                parts.extend(pieces)
-        return parts
+            tables = [(name, list(table.values())) for name, table in self._tables.items() if table]
+            return Snapshot(self.version, tables)
 
-    def _replace(self, campaign: CampaignKey, pieces: Mapping[str, bytes]) -> None:
-        for name, table in self._tables.items():
-            if name in pieces:
-                table[campaign] = pieces[name]
-            else:
-                table.pop(campaign, None)
+    def _replace(self, campaign: CampaignKey, pieces: Mapping[str, bytes], shown: int) -> None:
+        for name in self._families.pop(campaign, ()):
+            if name not in pieces:
+                del self._tables[name][campaign]
+        for name, piece in pieces.items():
+            self._tables[name][campaign] = piece
+        if pieces:
+            self._families[campaign] = tuple(pieces)
+        self.series += shown - self._shown.pop(campaign, 0)
+        if shown:
+            self._shown[campaign] = shown
+        self.version += 1
 
     def _log_dropped(self, state: CampaignState, dropped: int) -> None:
         where = {"workspace": state.workspace, "campaign_id": state.campaign_id}
@@ -136,12 +153,37 @@ class Exposition:
             logger.info("all samples are shown again", extra=where)
 
 
+def written(rows: Iterable[Row], form: Format) -> bytes:
+    """Return rows that are written often, such as the exporter's own, as whole families in the order of the families.
+
+    It is what `render` makes of them; all of a line but its number is remembered.
+    """
+    lines: defaultdict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        for family, label, value, suffix in row.samples:
+            lines[family].append(f"{_series(family, suffix, row.labels, label)}{value_text(value)}\n")
+    heads = HEADS[form]
+    return b"".join(heads[name] + "".join(lines[name]).encode() for name in sorted(lines, key=_PLACES.__getitem__))
+
+
+def written_metrics(metrics: Iterable[Metric], form: Format) -> bytes:
+    """Return what collectors of prometheus_client collect: gauges and counters, with values that are finite."""
+    lines = []
+    for metric in metrics:
+        name = f"{metric.name}_total" if metric.type == "counter" and form is Format.TEXT else metric.name
+        lines.append(_head(name, metric.documentation, metric.type))
+        for sample in metric.samples:
+            labels = tuple(sorted(sample.labels.items()))
+            lines.append(f"{_series(sample.name, '', labels, None)}{value_text(sample.value)}\n")
+    return "".join(lines).encode()
+
+
 def render(rows: Iterable[Row]) -> Pieces:
     """Return the sample lines of rows by family. Values are finite."""
-    lines: dict[str, list[str]] = {}
+    lines: defaultdict[str, list[str]] = defaultdict(list)
     for row in rows:
         labels = [f'{name}="{_escape(value)}"' for name, value in row.labels]
-        plain = "{" + ",".join(labels) + "}" if labels else ""
+        plain = "{" + ",".join(labels) + "} " if labels else " "
         around: dict[str, tuple[str, str]] = {}
         for family, label, value, suffix in row.samples:
             text = plain
@@ -150,7 +192,7 @@ def render(rows: Iterable[Row]) -> Pieces:
                 if name not in around:
                     around[name] = _around(name, row.labels, labels)
                 text = _escape(label_value).join(around[name])
-            lines.setdefault(family, []).append(f"{family}{suffix}{text} {value_text(value)}\n")
+            lines[family].append(f"{family}{suffix}{text}{value_text(value)}\n")
     return {family: "".join(texts).encode() for family, texts in lines.items()}
 
 
@@ -172,18 +214,32 @@ def head(family: Family, form: Format) -> bytes:
         kind = "gauge"
     if form is Format.OPENMETRICS:
         name = name.removesuffix({"counter": "_total", "info": "_info"}.get(kind, ""))
-    return f"# HELP {name} {family.help}\n# TYPE {name} {kind}\n".encode()
+    return _head(name, family.help, kind).encode()
+
+
+@cache
+def _head(name: str, text: str, kind: str) -> str:
+    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
+
+
+@lru_cache(maxsize=_SERIES_REMEMBERED)
+def _series(family: str, suffix: str, labels: Labels, label: tuple[str, str] | None) -> str:
+    """Return what stands before the number in a sample's line."""
+    pairs = sorted((*labels, label)) if label is not None else labels
+    text = ",".join(f'{name}="{_escape(value)}"' for name, value in pairs)
+    return f"{family}{suffix}{{{text}}} " if text else f"{family}{suffix} "
 
 
 def _around(name: str, labels: Labels, texts: list[str]) -> tuple[str, str]:
     """Return the label text before and after the value of one more label, put where the order of names wants it."""
     place = bisect([other for other, _ in labels], name)
     before, after = texts[:place], texts[place:]
-    return "{" + ",".join([*before, f'{name}="']), ",".join(['"', *after]) + "}"
+    return "{" + ",".join([*before, f'{name}="']), ",".join(['"', *after]) + "} "
 
 
 def _escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
-_HEADS = {form: {family.name: head(family, form) for family in FAMILIES} for form in Format}
+HEADS = {form: {family.name: head(family, form) for family in FAMILIES} for form in Format}
+_PLACES = {family.name: place for place, family in enumerate(FAMILIES)}

@@ -278,7 +278,10 @@ OWN_FAMILIES: tuple[Family, ...] = (
 )
 """Workspaces, their APIs and the exporter itself: read at each scrape."""
 
-FAMILIES: tuple[Family, ...] = DAY_FAMILIES + STATUS_FAMILIES + OWN_FAMILIES
+CAMPAIGN_FAMILIES: tuple[Family, ...] = DAY_FAMILIES + STATUS_FAMILIES
+"""What changes with the polls of campaigns."""
+
+FAMILIES: tuple[Family, ...] = CAMPAIGN_FAMILIES + OWN_FAMILIES
 
 
 def day_rows(state: CampaignState) -> tuple[Row, ...]:
@@ -386,9 +389,9 @@ def _api_samples(statistics: ApiStatistics) -> Iterator[Sample]:
     for reason in Reason:
         yield Sample(API_FAILURES.name, ("reason", reason), statistics.failures[reason])
     requests = 0
-    for bucket, count in zip((*DURATION_BUCKETS, float("inf")), statistics.durations, strict=True):
+    for bucket, count in zip(_BUCKETS, statistics.durations, strict=True):
         requests += count
-        yield Sample(API_DURATION.name, ("le", bucket_text(bucket)), requests, "_bucket")
+        yield Sample(API_DURATION.name, ("le", bucket), requests, "_bucket")
     yield Sample(API_DURATION.name, None, requests, "_count")
     yield Sample(API_DURATION.name, None, statistics.duration_sum, "_sum")
     if statistics.rate_limit is not None:
@@ -399,6 +402,4 @@ def _api_samples(statistics: ApiStatistics) -> Iterator[Sample]:
         yield Sample(API_RATE_LIMIT_RESET.name, None, statistics.rate_limit_reset)
 
 
-def bucket_text(bound: float) -> str:
-    """Return a bucket's upper bound as the label `le` has it."""
-    return "+Inf" if bound == float("inf") else repr(bound)
+_BUCKETS = (*map(repr, DURATION_BUCKETS), "+Inf")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from exporter.exposition import Format
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _ESCAPED_ALIKE = {name: name for name in ("allow-utf-8", "underscores", "values")}
 _ESCAPINGS = {**_ESCAPED_ALIKE, "dots": "underscores"}  # dots would double each of our underscores
 _OPENMETRICS, _TEXT = "application/openmetrics-text", "text/plain"
+_REMEMBERED = 64  # headers: a client sends the same one with each scrape
 _LONGEST = 4096  # characters of a header that are looked at; Prometheus sends some hundred
 _QUALITY = re.compile(r"0(?:\.[0-9]*)?|1(?:\.0*)?|\.[0-9]+")
 # A quotation mark that nothing closes holds all that follows.
@@ -43,6 +45,7 @@ class _Range:
     quality: float
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def negotiate(accept: str) -> Representation:
     """Choose the representation by an Accept header; one that fits nothing gets text 0.0.4.
 
@@ -65,6 +68,7 @@ def negotiate(accept: str) -> Representation:
     return Representation(chosen, f"{content_type}; escaping={escaping}" if escaping else content_type)
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def accepts_gzip(accept_encoding: str) -> bool:
     """Tell whether an Accept-Encoding header allows gzip, by its name or by a star."""
     ranges = list(_ranges(accept_encoding))

@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SLICE = 1 << 16
-"""Bytes of an answer that are given to a connection at once."""
-
 _ACCEPTED_AT_ONCE = 16  # connections, before those that are open have their turn
 _BACKLOG = 1024
 _COMPLAINTS = 60  # seconds between two log lines about the same trouble
@@ -50,6 +47,7 @@ _LARGEST_BODY = 1 << 20  # bytes of a request's body, which is read and thrown a
 _LARGEST_HEAD = 1 << 16  # bytes of the request line and the headers
 _PAUSE = 0.1  # seconds without accepting after the system had no room for another connection
 _READ_AT_ONCE = 1 << 15  # bytes of a connection
+_SLICE = 1 << 17  # bytes of an answer that a connection gets at once; when it asks for more it has room for so many
 
 # asyncio gives each TLS connection a buffer of 256 KiB before it is known who is there. Requests need much less.
 asyncio.sslproto.SSLProtocol.max_size = _READ_AT_ONCE
@@ -127,20 +125,20 @@ class Server:
             timeout_keep_alive=_KEEP_ALIVE,
         )
         self._settings = settings
-        self._listeners: tuple[socket.socket, ...] = ()
+        self.listeners: tuple[socket.socket, ...] = ()
         self._complained = -float("inf")
 
     def start(self, listeners: Iterable[socket.socket]) -> None:
         """Accept connections from now on, in the running event loop."""
         self.config.load()
-        self._listeners = tuple(listeners)
-        for listener in self._listeners:
+        self.listeners = tuple(listeners)
+        for listener in self.listeners:
             self._resume(listener)
 
     async def stop(self, grace: float) -> None:
         """Close the sockets; answers that are under way may take `grace` seconds."""
         loop = asyncio.get_running_loop()
-        for listener in self._listeners:
+        for listener in self.listeners:
             loop.remove_reader(listener)
             listener.close()
         for connection in self.room.all():
@@ -359,10 +357,24 @@ class _Connection(H11Protocol):
                 raise _GoneError
             if message["type"] == "http.response.start":
                 self._expect(self._server.limits.write_timeout)
+            elif len(message["body"]) > _SLICE and scope["method"] != "HEAD":
+                await self._send_in_slices(message["body"])
+                message = {**message, "body": b""}
             await send(message)
 
         with contextlib.suppress(_GoneError):
             await self._server.application(_in_origin_form(scope), receive, send_on)
+
+    async def _send_in_slices(self, body: bytes) -> None:
+        """Give the connection a slice when the one before is gone; what waits meanwhile is shared by all who get it."""
+        data = h11.Data(data=memoryview(body))  # type: ignore[arg-type] # h11 passes on whatever has a length
+        for part in self.conn.send_with_data_passthrough(data) or ():
+            for start in range(0, len(part), _SLICE):
+                if self.flow.write_paused:
+                    await self.flow.drain()
+                if self.transport.is_closing():
+                    raise _GoneError
+                self.transport.write(part[start : start + _SLICE])
 
     def _answering(self) -> bool:
         # There is none before the first request, whatever its type says.
@@ -404,7 +416,7 @@ class _Connection(H11Protocol):
 
 
 class _Guard:
-    """What stands around the application: size of the head, users, headers of every answer, slices of large ones."""
+    """What stands around the application: size of the head, users, headers of every answer."""
 
     def __init__(self, application: ASGIApp, headers: Mapping[str, str], settings: Callable[[], WebConfig]) -> None:
         self._application = application
@@ -415,13 +427,8 @@ class _Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
-                await send({**message, "headers": self.headers_of(message["headers"])})
-                return
-            body = message.get("body", b"")
-            last = max(len(body) - 1, 0) // SLICE * SLICE
-            for start in range(0, last, SLICE):
-                await send({**message, "body": body[start : start + SLICE], "more_body": True})
-            await send({**message, "body": body[last:]} if last else message)
+                message = {**message, "headers": self.headers_of(message["headers"])}
+            await send(message)
 
         if _size_of_head(scope) > _LARGEST_HEAD:
             await _refuse(send_on, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, (b"connection", b"close"))

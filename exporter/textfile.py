@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.braze import Reason
-from exporter.exposition import Exposition, Format, render
+from exporter.exposition import Exposition, Format, written
 from exporter.metrics import workspace_rows
 from exporter.poller import Clock, Poller
 from exporter.progress import Progress
@@ -79,7 +79,7 @@ class Round:
             workspace_rows(replace(workspace, up=workspace.workspace in succeeded and not _is_refused(workspace)))
             for workspace in self._poller.workspaces
         )
-        return b"".join(self._exposition.parts(Format.TEXT, render(rows)))
+        return b"".join((*self._exposition.snapshot().pieces(Format.TEXT), written(rows, Format.TEXT)))
 
     def troubles(self) -> tuple[str, ...]:
         """Return what did not go well, a line each, after the round."""

@@ -6,31 +6,33 @@ import asyncio
 import platform
 import time
 from functools import partial
+from http import HTTPStatus
 from itertools import chain
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import prometheus_client
 from isal import isal_zlib
-from prometheus_client.openmetrics.exposition import generate_latest as generate_latest_openmetrics
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from exporter import __version__
-from exporter.exposition import Format, render
+from exporter.exposition import Format, written, written_metrics
 from exporter.metrics import exporter_rows, workspace_rows
 from exporter.negotiation import accepts_gzip, negotiate
 from exporter.pages import CONTENT_SECURITY_POLICY, config_page, landing_page
-from exporter.server import SLICE
+from exporter.ready import Encoding
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from exporter.exposition import Exposition
     from exporter.poller import Poller
+    from exporter.ready import Ready
     from exporter.reload import Configuration
     from exporter.webconfig import Watched
 
@@ -45,23 +47,22 @@ HEADERS = {
 Made = TypeVar("Made")
 
 _GZIP_WINDOW_BITS = 31
+_SLICE = 1 << 16  # bytes that are joined at once
 
 
 def application(
     poller: Poller,
     exposition: Exposition,
+    ready: Ready,
     configuration: Configuration,
     *,
     web_config: Watched | None = None,
     telemetry_path: str,
     lifecycle: bool,
-) -> Starlette:
+) -> ASGIApp:
     """Return the ASGI application; `lifecycle` allows reloads over HTTP."""
-    scrape = _Scrape(poller, exposition, configuration, web_config)
+    scrape = _Scrape(poller, exposition, ready, configuration, web_config)
     reloading = asyncio.Lock()  # who waits for another's reload holds no thread that scrapes need
-
-    async def metrics(request: Request) -> Response:
-        return await scrape.answer(request)
 
     def overview() -> str:
         campaigns = poller.campaigns
@@ -82,9 +83,20 @@ def application(
 
     landing = _page(overview, "text/html; charset=utf-8")
     config = _page(lambda: config_page(configuration.current), "text/plain; charset=utf-8")
-    pages = {"/": landing, "/config": config, telemetry_path: metrics}
-    routes = [Route(path, answer, methods=["GET"]) for path, answer in pages.items()]
-    return _routed(*routes, *_probes(poller), Route("/-/reload", reload, methods=["POST"]))
+    routed = _routed(
+        Route(telemetry_path, scrape, methods=["GET"]),  # first: it may take the place of a page
+        Route("/", landing, methods=["GET"]),
+        Route("/config", config, methods=["GET"]),
+        *_probes(poller),
+        Route("/-/reload", reload, methods=["POST"]),
+    )
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        # The way through Starlette takes as long as all that a scrape has to do.
+        scraped = scope["path"] == telemetry_path and scope["method"] == "GET"
+        await (scrape if scraped else routed)(scope, receive, send)
+
+    return answer
 
 
 def health_application(poller: Poller) -> Starlette:
@@ -121,7 +133,7 @@ def _page(write: Callable[[], str], content_type: str) -> Callable[[Request], Aw
     bodies = {gzip: _Together(partial(body, gzip=gzip)) for gzip in (False, True)}
 
     async def answer(request: Request) -> Response:
-        gzip = accepts_gzip(_asked(request, "Accept-Encoding"))
+        gzip = accepts_gzip(_asked(request.headers, "Accept-Encoding"))
         headers = {"Content-Type": content_type, "Vary": "Accept-Encoding"}
         return Response(await bodies[gzip](), headers=headers | ({"Content-Encoding": "gzip"} if gzip else {}))
 
@@ -129,39 +141,51 @@ def _page(write: Callable[[], str], content_type: str) -> Callable[[Request], Aw
 
 
 class _Scrape:
-    """Joins what is ready with the exporter's own metrics, read at that moment."""
+    """Sends what is ready, and after it the exporter's own metrics, read at that moment."""
 
     def __init__(
-        self, poller: Poller, exposition: Exposition, configuration: Configuration, web_config: Watched | None
+        self,
+        poller: Poller,
+        exposition: Exposition,
+        ready: Ready,
+        configuration: Configuration,
+        web_config: Watched | None,
     ) -> None:
         self._poller = poller
         self._exposition = exposition
+        self._ready = ready
         self._configuration = configuration
         self._web_config = web_config
-        self._plain = {form: _Together(partial(self._measured, form)) for form in Format}
-        self._gzipped = {form: _Together(partial(self._compressed, form)) for form in Format}
-        self._process = prometheus_client.CollectorRegistry()
-        prometheus_client.ProcessCollector(registry=self._process)
-        prometheus_client.PlatformCollector(registry=self._process)
-        prometheus_client.GCCollector(registry=self._process)
+        self._making = {
+            encoding: _Together(partial(ready.make, encoding))
+            for encoding in (Encoding(form, gzip) for form in Format for gzip in (False, True))
+        }
+        self._collectors = (
+            prometheus_client.ProcessCollector(registry=None),
+            prometheus_client.PlatformCollector(registry=None),
+            prometheus_client.GCCollector(registry=prometheus_client.CollectorRegistry()),
+        )
 
-    async def answer(self, request: Request) -> Response:
-        """Return the whole exposition in the form that is asked for."""
-        chosen = negotiate(_asked(request, "Accept"))
-        headers = {"Content-Type": chosen.content_type, "Vary": "Accept, Accept-Encoding"}
-        if accepts_gzip(_asked(request, "Accept-Encoding")):
-            return Response(await self._gzipped[chosen.form](), headers={**headers, "Content-Encoding": "gzip"})
-        parts, length = await self._plain[chosen.form]()
-        return _Joined(parts, {**headers, "Content-Length": str(length)})
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        """Send the whole exposition in the form that is asked for, for HEAD what is said of it."""
+        headers = Headers(scope=scope)
+        chosen = negotiate(_asked(headers, "Accept"))
+        encoding = Encoding(chosen.form, accepts_gzip(_asked(headers, "Accept-Encoding")))
+        part = self._ready.part(encoding) or await self._making[encoding]()
+        end = part.end(self._own(chosen.form))
+        own_headers = [
+            (b"content-type", chosen.content_type.encode()),
+            (b"content-length", str(part.length + len(end)).encode()),
+            (b"vary", b"Accept, Accept-Encoding"),
+        ]
+        if encoding.gzip:
+            own_headers.append((b"content-encoding", b"gzip"))
+        await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": own_headers})
+        for joined in _slices(chain(part.pieces, (end,))) if scope["method"] != "HEAD" else ():
+            await send({"type": "http.response.body", "body": joined, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
-    def _measured(self, form: Format) -> tuple[list[bytes], int]:
-        parts = self._parts(form)
-        return parts, sum(map(len, parts))
-
-    def _compressed(self, form: Format) -> bytes:
-        return _compressed(b"".join(self._parts(form)))
-
-    def _parts(self, form: Format) -> list[bytes]:
+    def _own(self, form: Format) -> bytes:
         rows = chain(
             chain.from_iterable(workspace_rows(workspace) for workspace in self._poller.workspaces),
             exporter_rows(
@@ -174,8 +198,9 @@ class _Scrape:
                 web_config_successful=None if self._web_config is None else self._web_config.successful,
             ),
         )
-        generate_latest = prometheus_client.generate_latest if form is Format.TEXT else generate_latest_openmetrics
-        return [*self._exposition.parts(form, render(rows)), generate_latest(self._process)]
+        metrics = chain.from_iterable(collector.collect() for collector in self._collectors)
+        end = b"# EOF\n" if form is Format.OPENMETRICS else b""
+        return written(rows, form) + written_metrics(metrics, form) + end
 
 
 class _Together(Generic[Made]):
@@ -200,39 +225,25 @@ class _Together(Generic[Made]):
             return await asyncio.to_thread(self._make)
 
 
-class _Joined(Response):
-    """An answer that is joined slice by slice, each when the client has taken the one before; its length is given.
+def _slices(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join small pieces as they are needed; what is larger than a slice is cut where it is sent.
 
-    So a slow client costs the places of the parts, which all clients share, and one slice.
+    So a slow client costs one slice, besides the pieces, which all clients share.
     """
-
-    def __init__(self, parts: Sequence[bytes], headers: Mapping[str, str]) -> None:
-        super().__init__(headers=headers)
-        self._parts = parts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Send head and body, for HEAD the head alone."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for part in _slices(self._parts) if scope["method"] != "HEAD" else ():
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-
-
-def _slices(parts: Iterable[bytes]) -> Iterator[bytes]:
     together: list[bytes] = []
     size = 0
-    for part in parts:
-        together.append(part)
-        size += len(part)
-        if size >= SLICE:
+    for piece in pieces:
+        together.append(piece)
+        size += len(piece)
+        if size >= _SLICE:
             yield b"".join(together)
             together, size = [], 0
     yield b"".join(together)
 
 
-def _asked(request: Request, name: str) -> str:
+def _asked(headers: Headers, name: str) -> str:
     """Return a header, with all its lines as one."""
-    return ",".join(request.headers.getlist(name))
+    return ",".join(headers.getlist(name))
 
 
 def _compressed(content: bytes) -> bytes:

@@ -16,7 +16,7 @@ Server = TypeVar("Server")
 
 MISSING = "program not installed: "
 # The fixtures of programs whose tests are tests with servers.
-PROGRAMS = {"alertmanager", "amtool", "checker", "chromium", "prometheus", "promtool"}
+PROGRAMS = {"alertmanager", "amtool", "checker", "chromium", "nginx", "prometheus", "promtool"}
 
 # A busy machine is no failure. What hypothesis sets for CI stays in force.
 hypothesis.settings.register_profile("braze-exporter", hypothesis.settings(), deadline=None)
@@ -52,6 +52,18 @@ def promtool() -> Path:
 def amtool() -> Path:
     """The path of amtool."""
     return _require("amtool")
+
+
+@pytest.fixture(scope="session")
+def nginx() -> Path:
+    """The path of nginx."""
+    return _require("nginx")
+
+
+@pytest.fixture(scope="session")
+def curl() -> Path:
+    """The path of curl."""
+    return _require("curl")
 
 
 @pytest.fixture(scope="session")

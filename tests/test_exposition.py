@@ -1,7 +1,7 @@
 """Tests of exporter.exposition: samples in, the bytes that prometheus_client would write out."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import date
 from zoneinfo import ZoneInfo
@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_latest_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -19,7 +19,7 @@ from prometheus_client.samples import Sample as ReferenceSample
 
 from exporter.braze import ApiStatistics, Reason
 from exporter.config import Limits
-from exporter.exposition import Exposition, Format, head, render, value_text
+from exporter.exposition import Exposition, Format, value_text, written, written_metrics
 from exporter.metrics import FAMILIES, Row, day_rows, exporter_rows, status_rows, workspace_rows
 from exporter.model import Day, PayloadError, Variation, clean, parse_data_series
 from exporter.poller import CampaignState, WorkspaceState
@@ -71,43 +71,53 @@ STATE = CampaignState(
 
 
 class Reference(Collector):
-    """The same samples for prometheus_client."""
+    """Metrics for prometheus_client."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self._rows = list(rows)
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = list(metrics)
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the families that have samples, in the catalogue's order."""
-        for family in FAMILIES:
-            name = family.name
-            if family.type in {"counter", "info"}:
-                name = name.removesuffix("_total").removesuffix("_info")
-            metric = Metric(name, family.help, family.type)
-            metric.samples = [
-                ReferenceSample(
-                    family.name + sample.suffix, dict([*row.labels, *filter(None, [sample.label])]), sample.value
-                )
-                for row in self._rows
-                for sample in row.samples
-                if sample.family == family.name
-            ]
-            if metric.samples:
-                yield metric
+        """Return the metrics, in their order."""
+        return self._metrics
+
+
+def reference(metrics: Iterable[Metric], form: Format) -> bytes:
+    """Return what prometheus_client makes of metrics, without OpenMetrics' last line."""
+    registry = CollectorRegistry()
+    registry.register(Reference(metrics))
+    if form is Format.TEXT:
+        return generate_latest(registry)
+    openmetrics: bytes = generate_latest_openmetrics(registry)  # type: ignore[no-untyped-call]
+    return openmetrics.removesuffix(b"# EOF\n")
 
 
 def rendered(rows: Iterable[Row], form: Format) -> bytes:
-    """Return what prometheus_client makes of rows, without OpenMetrics' last line."""
-    registry = CollectorRegistry()
-    registry.register(Reference(rows))
-    if form is Format.TEXT:
-        return generate_latest(registry)
-    reference: bytes = generate_latest_openmetrics(registry)  # type: ignore[no-untyped-call]
-    return reference.removesuffix(b"# EOF\n")
+    """Return what prometheus_client makes of rows."""
+    return reference(metrics_of(list(rows)), form)
+
+
+def metrics_of(rows: list[Row]) -> Iterator[Metric]:
+    """Yield the families that have samples, in the catalogue's order."""
+    for family in FAMILIES:
+        name = family.name
+        if family.type in {"counter", "info"}:
+            name = name.removesuffix("_total").removesuffix("_info")
+        metric = Metric(name, family.help, family.type)
+        metric.samples = [
+            ReferenceSample(
+                family.name + sample.suffix, dict([*row.labels, *filter(None, [sample.label])]), sample.value
+            )
+            for row in rows
+            for sample in row.samples
+            if sample.family == family.name
+        ]
+        if metric.samples:
+            yield metric
 
 
 def joined(exposition: Exposition, form: Format = Format.TEXT) -> str:
     """Return what a scrape would send of the campaigns."""
-    return b"".join(exposition.parts(form, {})).decode()
+    return b"".join(exposition.snapshot().pieces(form)).decode()
 
 
 @pytest.mark.parametrize("form", Format)
@@ -119,15 +129,8 @@ def test_equals_prometheus_client(form: Format, state: CampaignState, dropped: i
 
     expected = rendered([*day_rows(state), *status_rows(state, 0)], form)
 
-    assert expected == b"".join(exposition.parts(form, {}))
-    assert rendered(status_rows(state, dropped), form) == b"".join(
-        part for family in FAMILIES for part in _with_head(family.name, render(status_rows(state, dropped)), form)
-    )
-
-
-def _with_head(name: str, pieces: dict[str, bytes], form: Format) -> list[bytes]:
-    family = next(family for family in FAMILIES if family.name == name)
-    return [head(family, form), pieces[name]] if name in pieces else []
+    assert expected == b"".join(exposition.snapshot().pieces(form))
+    assert rendered(status_rows(state, dropped), form) == written(status_rows(state, dropped), form)
 
 
 @pytest.mark.parametrize("form", Format)
@@ -143,7 +146,18 @@ def test_own_metrics_equal_prometheus_client(form: Format, data: st.DataObject) 
     own = exporter_rows(version="1", python_version="3", reload_successful=True, reload_time=1.5e9, series=7)
     rows = [*workspace_rows(workspace), *own]
 
-    assert rendered(rows, form) == b"".join(Exposition(LIMITS).parts(form, render(rows)))
+    assert rendered(rows, form) == written(rows, form)
+
+
+@pytest.mark.parametrize("form", Format)
+def test_metrics_of_prometheus_client(form: Format) -> None:
+    """What its collectors say of the process is written as prometheus_client does, all of one moment."""
+    registry = CollectorRegistry()
+    collectors = ProcessCollector(registry=None), PlatformCollector(registry=None), GCCollector(registry=registry)
+    metrics = [metric for collector in collectors for metric in collector.collect()]
+
+    assert {metric.type for metric in metrics} == {"counter", "gauge"}
+    assert written_metrics(metrics, form) == reference(metrics, form)
 
 
 @given(NUMBERS)

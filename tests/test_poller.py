@@ -44,7 +44,7 @@ class Polling:
 
     def text(self, form: Format = Format.TEXT) -> str:
         """Return what a scrape would get of the campaigns."""
-        return b"".join(self.exposition.parts(form, {})).decode()
+        return b"".join(self.exposition.snapshot().pieces(form)).decode()
 
     def state(self, campaign_id: str) -> CampaignState:
         """Return what is known of a campaign."""

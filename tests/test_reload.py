@@ -235,7 +235,7 @@ class Running:
 
     def text(self) -> str:
         """Return what a scrape would get of the campaigns."""
-        return b"".join(self.exposition.parts(Format.TEXT, {})).decode()
+        return b"".join(self.exposition.snapshot().pieces(Format.TEXT)).decode()
 
     def lines(self, campaign_id: str, pattern: str = "") -> list[str]:
         """Return the sample lines of one campaign that begin like a pattern."""

@@ -13,10 +13,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from exporter import server
-from exporter.server import SLICE, Limits, Server
+from exporter.server import Limits, Server
 from exporter.simulator import Simulator
 from exporter.web import HEADERS
 from tests.exporters import COMMAND, KEY, Exporter, ask, configure, running_exporter
@@ -124,28 +124,43 @@ def test_a_refusal_ends_in_peace(exporter: Exporter) -> None:
     assert b"".join(parts).startswith(b"HTTP/1.1 431 ")
 
 
-def test_large_bodies_are_cut_into_slices() -> None:
-    """However large a body the application sends, a connection gets a slice at a time."""
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_large_bodies_arrive_whole(version: str, counted: bool, method: str) -> None:  # noqa: FBT001 - a parameter
+    """However large a body the application sends and however its length is told, a client gets all of it."""
     body = bytes(range(256)) * 3000 + b"end"
-    sent: list[Message] = []
+    length = [(b"content-length", str(len(body)).encode())] if counted else []
 
     async def application(_: Scope, __: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.start", "status": 200, "headers": length})
         await send({"type": "http.response.body", "body": body})
 
-    async def send(message: Message) -> None:
-        sent.append(message)
+    async def ask() -> tuple[bytes, bytes]:
+        serving = Server(application, headers={}, limits=Limits())
+        serving.start([server.listen("127.0.0.1", 0)])
+        (listener,) = serving.listeners
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(f"{method} / HTTP/{version}\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        head, _, rest = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        await serving.stop(1)
+        return head, rest
 
-    async def receive() -> Message:
-        raise AssertionError("expected no look at the body of the request")
+    head, rest = asyncio.run(ask())
 
-    scope = {"type": "http", "headers": [], "raw_path": b"/", "query_string": b""}
-    asyncio.run(Server(application, headers={}, limits=Limits()).application(scope, receive, send))
+    if b"transfer-encoding: chunked" in head.lower() and method == "GET":
+        rest = dechunked(rest)
+    assert rest == (body if method == "GET" else b"")
 
-    parts = [message["body"] for message in sent[1:]]
-    assert b"".join(parts) == body
-    assert max(map(len, parts)) <= SLICE
-    assert [message.get("more_body", False) for message in sent[1:]] == [True] * (len(parts) - 1) + [False]
+
+def dechunked(text: bytes) -> bytes:
+    """Return the content of a body that came in chunks."""
+    content = b""
+    while text:
+        size, _, text = text.partition(b"\r\n")
+        content, text = content + text[: int(size, 16)], text[int(size, 16) + 2 :]
+    return content
 
 
 def test_a_head_of_60_kilobytes(exporter: Exporter) -> None:

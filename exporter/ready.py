@@ -1,0 +1,147 @@
+"""The large part of an answer, ready before it is asked for: what is shown of the campaigns, joined and compressed.
+
+A scrape sends it and adds what is small and of that moment. A gzip answer stays one member, as some clients lose what
+comes after the first: the deflate stream of the ready part ends at a byte with no more to refer back to (a full flush),
+so that of the rest can follow, and then the checksum of both.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from isal import isal_zlib
+
+from exporter.exposition import HEADS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from exporter.exposition import Exposition, Format, Snapshot
+
+REMEMBERED = 300.0
+"""Seconds for which an encoding that was asked for is made ready."""
+
+_SHARE = 0.1  # of a core, at most
+_SHORTEST_PAUSE = 1.0  # seconds between two rounds
+_GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # deflate, no name, no time, by no system in particular
+_RAW_DEFLATE = -15
+
+
+class Encoding(NamedTuple):
+    """A form of an answer: which format, and whether it is compressed."""
+
+    form: Format
+    gzip: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The ready part of an answer: pieces to be joined, `length` bytes in all.
+
+    Where it is compressed there is one piece; `checksum` and `size` are those of what was compressed.
+    """
+
+    version: int
+    pieces: Sequence[bytes]
+    length: int
+    checksum: int | None = None
+    size: int = 0
+
+    def end(self, rest: bytes) -> bytes:
+        """Return what follows the pieces, so that the answer, or what was compressed, ends with the rest."""
+        if self.checksum is None:
+            return rest
+        compressor = isal_zlib.compressobj(wbits=_RAW_DEFLATE)
+        checksum = isal_zlib.crc32(rest, self.checksum)
+        trailer = struct.pack("<LL", checksum, (self.size + len(rest)) % 2**32)
+        return compressor.compress(rest) + compressor.flush() + trailer
+
+
+class Ready:
+    """The ready parts of those encodings that were asked for lately.
+
+    Once started, it makes them anew when something has changed, at most once a second and with at most a tenth of a
+    core. Any thread may ask. `fatal` is called when its own thread ends by an exception.
+    """
+
+    def __init__(
+        self, exposition: Exposition, *, monotonic: Callable[[], float], fatal: Callable[[BaseException], None]
+    ) -> None:
+        self._exposition = exposition
+        self._monotonic = monotonic
+        self._fatal = fatal
+        self._asked: dict[Encoding, float] = {}
+        self._parts: dict[Encoding, Part] = {}
+        self._stopped = threading.Event()
+
+    def part(self, encoding: Encoding) -> Part | None:
+        """Return what is ready, None where that is nothing or out of date; from now on it is kept ready."""
+        self._asked[encoding] = self._monotonic()
+        part = self._parts.get(encoding)
+        return part if part is not None and part.version >= self._exposition.oldest_valid else None
+
+    def make(self, encoding: Encoding) -> Part:
+        """Return what is shown at present."""
+        part = _part(encoding, self._exposition.snapshot())
+        self._parts[encoding] = part
+        return part
+
+    def refresh(self) -> None:
+        """Make anew what has changed, and forget what nobody asks for."""
+        oldest = self._monotonic() - REMEMBERED
+        snapshot = None
+        for encoding, asked_at in list(self._asked.items()):
+            part = self._parts.get(encoding)
+            if asked_at < oldest:
+                del self._asked[encoding]
+                self._parts.pop(encoding, None)
+            elif part is None or part.version != self._exposition.version:
+                snapshot = snapshot or self._exposition.snapshot()
+                self._parts[encoding] = _part(encoding, snapshot)
+
+    def start(self) -> None:
+        """Keep ready what is asked for, until stopped."""
+        threading.Thread(target=self._run, name="ready", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let the thread end; does not wait for it."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        pause = _SHORTEST_PAUSE
+        try:
+            while not self._stopped.wait(pause):
+                before = time.thread_time()
+                self.refresh()
+                pause = pause_after(time.thread_time() - before)
+        except BaseException as error:  # noqa: BLE001 - scrapes would show old numbers for good
+            self._fatal(error)
+
+
+def pause_after(cpu: float) -> float:
+    """Return for how many seconds nothing is made after a round that took so many seconds of CPU."""
+    return max(_SHORTEST_PAUSE, cpu / _SHARE)
+
+
+def _part(encoding: Encoding, snapshot: Snapshot) -> Part:
+    if encoding.gzip:
+        return _compressed(encoding.form, snapshot)
+    pieces = list(snapshot.pieces(encoding.form))
+    return Part(snapshot.version, pieces, sum(map(len, pieces)))
+
+
+def _compressed(form: Format, snapshot: Snapshot) -> Part:
+    compressor = isal_zlib.compressobj(wbits=_RAW_DEFLATE)
+    found, checksum, size = [_GZIP_HEAD], 0, 0
+    for name, pieces in snapshot.tables:
+        text = b"".join((HEADS[form][name], *pieces))
+        checksum = isal_zlib.crc32(text, checksum)
+        size += len(text)
+        found.append(compressor.compress(text))
+    found.append(compressor.flush(isal_zlib.Z_FULL_FLUSH))
+    body = b"".join(found)
+    return Part(snapshot.version, (body,), len(body), checksum, size)

@@ -1,0 +1,50 @@
+"""Compressed metrics in clients that people use: all of what is sent arrives, from its first line to its last."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from exporter.simulator import Simulator
+from tests.browser import running_browser
+from tests.exporters import KEY, Exporter, configure, running_exporter
+
+pytestmark = pytest.mark.server
+
+FIRST, LAST = "# HELP braze_message_", "python_gc_collections_total{"
+
+
+@pytest.fixture(scope="module")
+def exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exporter]:
+    """An exporter with a few hundred campaigns, so that an answer has many slices."""
+    with (
+        Simulator(api_key=KEY, campaigns=300) as braze,
+        running_exporter(configure(tmp_path_factory.mktemp("exporter"), braze)) as exporter,
+    ):
+        yield exporter
+
+
+def test_curl(curl: Path, exporter: Exporter) -> None:
+    """Curl decompresses an answer of many polls and of this moment as one."""
+    command = (curl, "--silent", "--show-error", "--noproxy", "*", "--compressed", f"{exporter.url}/metrics")
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert text.startswith(FIRST)
+    assert text.splitlines()[-1].startswith(LAST)
+    assert braze_lines(text) == braze_lines(exporter.ask().text)
+
+
+def test_chromium(chromium: Path, tmp_path: Path, exporter: Exporter) -> None:
+    """A browser shows all of it, too."""
+    with running_browser(chromium, tmp_path) as browser, browser.page(f"{exporter.url}/metrics") as page:
+        (text,) = page.texts("pre")
+
+    assert text.startswith(FIRST)
+    assert text.splitlines()[-1].startswith(LAST)
+    assert braze_lines(text) == braze_lines(exporter.ask().text)
+
+
+def braze_lines(text: str) -> list[str]:
+    """Return what Braze says, which does not change between two polls."""
+    return [line for line in text.splitlines() if line.startswith(("braze_message_", "braze_previous_day_"))]
