@@ -1,0 +1,67 @@
+"""Write what deploy/ holds a second time of the rules and dashboards: for the Prometheus operator and the Helm chart.
+
+Kustomize cannot wrap a file into another object, and Helm reads no file outside its chart.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RULES = ROOT / "deploy/prometheus/rules"
+DASHBOARDS = ROOT / "grafana/dashboards"
+PROMETHEUS_RULE = ROOT / "deploy/kubernetes/components/prometheus-rule/prometheus-rule.yaml"
+CHART_FILES = ROOT / "deploy/helm/braze-exporter/files"
+
+_HEAD = """\
+# Written by `make manifests` from deploy/prometheus/rules. Do not edit.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: braze-exporter
+  labels:
+    app.kubernetes.io/name: braze-exporter
+    app.kubernetes.io/instance: braze-exporter
+spec:
+  groups:
+"""
+
+
+def main() -> None:
+    """Write every file anew, and remove what has no source any more."""
+    wanted = files()
+    for path in set(CHART_FILES.glob("*/*")) - wanted.keys():
+        path.unlink()
+    for path, text in wanted.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def files() -> dict[Path, str]:
+    """Return the text of each file, by its path."""
+    rules = _texts(RULES, "*.yml")
+    dashboards = _texts(DASHBOARDS, "*.json")
+    return {
+        PROMETHEUS_RULE: prometheus_rule(rules),
+        **{CHART_FILES / "rules" / name: text for name, text in rules.items()},
+        **{CHART_FILES / "dashboards" / name: text for name, text in dashboards.items()},
+    }
+
+
+def prometheus_rule(rules: Mapping[str, str]) -> str:
+    """Return a PrometheusRule (YAML) with the groups of all rule files, their comments left in place.
+
+    `rules` are texts of rule files by name; each has the key `groups` alone. Pure.
+    """
+    return _HEAD + "".join(_indented(text.partition("groups:\n")[2]) for text in rules.values())
+
+
+def _indented(text: str) -> str:
+    return "".join(f"  {line}" if line.strip() else line for line in text.splitlines(keepends=True))
+
+
+def _texts(folder: Path, pattern: str) -> dict[str, str]:
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob(pattern))}
+
+
+if __name__ == "__main__":
+    main()
