@@ -182,7 +182,7 @@ def render(rows: Iterable[Row]) -> Pieces:
     """Return the sample lines of rows by family. Values are finite."""
     lines: defaultdict[str, list[str]] = defaultdict(list)
     for row in rows:
-        labels = [f'{name}="{_escape(value)}"' for name, value in row.labels]
+        labels = _label_texts(row.labels)
         plain = "{" + ",".join(labels) + "} " if labels else " "
         around: dict[str, tuple[str, str]] = {}
         for family, label, value, suffix in row.samples:
@@ -235,6 +235,15 @@ def _around(name: str, labels: Labels, texts: list[str]) -> tuple[str, str]:
     place = bisect([other for other, _ in labels], name)
     before, after = texts[:place], texts[place:]
     return "{" + ",".join([*before, f'{name}="']), ",".join(['"', *after]) + "} "
+
+
+def _label_texts(labels: Labels) -> list[str]:
+    """Return each label as a line has it; most rows have nothing to escape."""
+    texts = [f'{name}="{value}"' for name, value in labels]
+    together = "".join(texts)
+    if "\\" in together or "\n" in together or together.count('"') > 2 * len(labels):
+        return [f'{name}="{_escape(value)}"' for name, value in labels]
+    return texts
 
 
 def _escape(value: str) -> str:

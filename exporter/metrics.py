@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from exporter.braze import DURATION_BUCKETS, Reason
@@ -11,6 +12,7 @@ from exporter.shards import WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import date
     from zoneinfo import ZoneInfo
 
     from exporter.braze import ApiStatistics
@@ -32,13 +34,11 @@ class Family:
     type: MetricType = "gauge"
 
 
-class Sample(NamedTuple):
-    """One number of a family; `label` is the label that it has beside its row's, `suffix` a histogram's."""
+Sample = tuple[str, tuple[str, str] | None, float, str]
+"""One number of a family: the family's name, the label that it has beside its row's, the number, a histogram's suffix.
 
-    family: str
-    label: tuple[str, str] | None
-    value: float
-    suffix: str = ""
+A plain tuple, as each poll makes a hundred of them.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,27 +296,27 @@ def day_rows(state: CampaignState) -> tuple[Row, ...]:
 
 def status_rows(state: CampaignState, dropped: int) -> tuple[Row, ...]:
     """Return how polling the campaign goes; `dropped` is the number of its samples that found no place."""
-    polling: list[Sample] = [Sample(POLLS.name, None, state.polls), Sample(POLL_INTERVAL.name, None, state.interval)]
+    polling: list[Sample] = [_sample(POLLS, state.polls), _sample(POLL_INTERVAL, state.interval)]
     if state.up is not None:
-        polling.append(Sample(UP.name, None, state.up))
+        polling.append(_sample(UP, state.up))
     if state.last_success is not None:
-        polling.append(Sample(LAST_SUCCESS.name, None, state.last_success))
-    polling.extend(Sample(POLL_FAILURES.name, ("reason", reason), count) for reason, count in state.failures.items())
+        polling.append(_sample(LAST_SUCCESS, state.last_success))
+    polling.extend(_sample(POLL_FAILURES, count, ("reason", reason)) for reason, count in state.failures.items())
     ids = (("campaign_id", state.campaign_id), ("workspace", state.workspace))
     return (
         Row(("status",), _campaign_labels(state), tuple(polling)),
-        Row(("dropped",), ids, (Sample(DROPPED_SERIES.name, None, dropped),)),
+        Row(("dropped",), ids, (_sample(DROPPED_SERIES, dropped),)),
     )
 
 
 def workspace_rows(state: WorkspaceState) -> Iterator[Row]:
     """Yield what is known of a workspace and of each of Braze's endpoints it uses."""
     workspace = ("workspace", state.workspace)
-    samples = [Sample(WORKSPACE_CAMPAIGNS.name, None, state.campaigns)]
+    samples = [_sample(WORKSPACE_CAMPAIGNS, state.campaigns)]
     if state.up is not None:
-        samples.append(Sample(WORKSPACE_UP.name, None, state.up))
+        samples.append(_sample(WORKSPACE_UP, state.up))
     yield Row((), (workspace,), tuple(samples))
-    yield Row((), (("timezone", state.timezone), workspace), (Sample(WORKSPACE_INFO.name, None, 1),))
+    yield Row((), (("timezone", state.timezone), workspace), (_sample(WORKSPACE_INFO, 1),))
     for api, statistics in state.apis.items():
         yield Row((), (("api", api), workspace), tuple(_api_samples(statistics)))
 
@@ -332,27 +332,31 @@ def exporter_rows(
     web_config_successful: bool | None = None,
 ) -> Iterator[Row]:
     """Yield what the exporter says of itself; `web_config_successful` is None where there is no web configuration."""
-    yield Row((), (("python_version", python_version), ("version", version)), (Sample(BUILD_INFO.name, None, 1),))
+    yield Row((), (("python_version", python_version), ("version", version)), (_sample(BUILD_INFO, 1),))
     samples = (
-        Sample(RELOAD_SUCCESSFUL.name, None, reload_successful),
-        Sample(RELOAD_TIME.name, None, reload_time),
-        Sample(SERIES.name, None, series),
-        Sample(SHARD.name, None, shard.number),
-        Sample(TOTAL_SHARDS.name, None, shard.total),
+        _sample(RELOAD_SUCCESSFUL, reload_successful),
+        _sample(RELOAD_TIME, reload_time),
+        _sample(SERIES, series),
+        _sample(SHARD, shard.number),
+        _sample(TOTAL_SHARDS, shard.total),
     )
     yield Row((), (), samples)
     if web_config_successful is not None:
-        yield Row((), (), (Sample(WEB_CONFIG_SUCCESSFUL.name, None, web_config_successful),))
+        yield Row((), (), (_sample(WEB_CONFIG_SUCCESSFUL, web_config_successful),))
 
 
 def day_timestamp(day: Day, timezone: ZoneInfo) -> float:
     """Return the Unix time in seconds at which the day begins in the zone."""
-    midnight = datetime.combine(day.date, time.min, timezone)
-    return (midnight - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
+    return _midnight(day.date, timezone)
+
+
+@lru_cache(maxsize=1024)  # few days are shown at a time, of many campaigns
+def _midnight(day: date, timezone: ZoneInfo) -> float:
+    return (datetime.combine(day, time.min, timezone) - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
 
 
 def _campaign_row(state: CampaignState, day: Day, groups: _DayGroups) -> Row:
-    timestamp = Sample(groups.timestamp.name, None, day_timestamp(day, state.timezone))
+    timestamp = _sample(groups.timestamp, day_timestamp(day, state.timezone))
     samples = (timestamp, *_samples(day.statistics, groups.campaign))
     return Row((groups.prefix,), _campaign_labels(state), samples)
 
@@ -370,10 +374,16 @@ def _variation_row(state: CampaignState, variation: Variation, groups: _DayGroup
     return Row(place, labels, tuple(_samples(variation.statistics, groups.variation)))
 
 
-def _samples(statistics: dict[str, float], group: _Group) -> Iterator[Sample]:
-    for statistic, number in statistics.items():
-        family, label = group.by_statistic.get(statistic) or (group.other, ("stat", statistic))
-        yield Sample(family, label, number)
+def _samples(statistics: dict[str, float], group: _Group) -> list[Sample]:
+    known, other = group.by_statistic, group.other
+    return [
+        (*(known.get(statistic) or (other, ("stat", statistic))), number, "")
+        for statistic, number in statistics.items()
+    ]
+
+
+def _sample(family: Family, value: float, label: tuple[str, str] | None = None, suffix: str = "") -> Sample:
+    return (family.name, label, value, suffix)
 
 
 def _campaign_labels(state: CampaignState) -> Labels:
@@ -385,21 +395,21 @@ def _campaign_labels(state: CampaignState) -> Labels:
 
 
 def _api_samples(statistics: ApiStatistics) -> Iterator[Sample]:
-    yield Sample(API_REQUESTS.name, None, statistics.requests)
+    yield _sample(API_REQUESTS, statistics.requests)
     for reason in Reason:
-        yield Sample(API_FAILURES.name, ("reason", reason), statistics.failures[reason])
+        yield _sample(API_FAILURES, statistics.failures[reason], ("reason", reason))
     requests = 0
     for bucket, count in zip(_BUCKETS, statistics.durations, strict=True):
         requests += count
-        yield Sample(API_DURATION.name, ("le", bucket), requests, "_bucket")
-    yield Sample(API_DURATION.name, None, requests, "_count")
-    yield Sample(API_DURATION.name, None, statistics.duration_sum, "_sum")
+        yield _sample(API_DURATION, requests, ("le", bucket), "_bucket")
+    yield _sample(API_DURATION, requests, suffix="_count")
+    yield _sample(API_DURATION, statistics.duration_sum, suffix="_sum")
     if statistics.rate_limit is not None:
-        yield Sample(API_RATE_LIMIT.name, None, statistics.rate_limit)
+        yield _sample(API_RATE_LIMIT, statistics.rate_limit)
     if statistics.rate_limit_remaining is not None:
-        yield Sample(API_RATE_LIMIT_REMAINING.name, None, statistics.rate_limit_remaining)
+        yield _sample(API_RATE_LIMIT_REMAINING, statistics.rate_limit_remaining)
     if statistics.rate_limit_reset is not None:
-        yield Sample(API_RATE_LIMIT_RESET.name, None, statistics.rate_limit_reset)
+        yield _sample(API_RATE_LIMIT_RESET, statistics.rate_limit_reset)
 
 
 _BUCKETS = (*map(repr, DURATION_BUCKETS), "+Inf")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from datetime import date
@@ -17,6 +18,7 @@ LABEL_LENGTH = 1024
 """A label value has at most so many characters; a longer one is cut and ends in an ellipsis."""
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_LARGEST = sys.float_info.max
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -159,29 +161,23 @@ def _named(variations: Iterator[Variation]) -> list[Variation]:
 
 
 def _statistics(fields: Mapping[str, object]) -> dict[str, float]:
-    """Return every field that is a number, by its cleaned name; what is not a number is absent, not zero."""
+    """Return every field that is a number, by its cleaned name; what is not a number is absent, not zero.
+
+    NaN, infinities and integers beyond every float are no numbers; neither are booleans, which Python takes for such.
+    """
     statistics: dict[str, float] = {}
     for field, value in fields.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            _add(statistics, clean(field), value)
+        if (type(value) is int or type(value) is float) and -_LARGEST <= value <= _LARGEST:
+            name = clean(field)
+            statistics[name] = statistics.get(name, 0.0) + value
     return statistics
 
 
 def _sum(one: Variation, other: Variation) -> Variation:
     statistics = dict(one.statistics)
     for name, number in other.statistics.items():
-        _add(statistics, name, number)
-    return replace(one, statistics=statistics)
-
-
-def _add(statistics: dict[str, float], name: str, number: float) -> None:
-    """Add what is a number: not NaN, not infinite, and not an integer beyond every float."""
-    try:
-        finite = math.isfinite(number)
-    except OverflowError:
-        return
-    if finite:
         statistics[name] = statistics.get(name, 0.0) + number
+    return replace(one, statistics=statistics)
 
 
 def _finite(statistics: dict[str, float]) -> dict[str, float]:

@@ -104,12 +104,10 @@ def metrics_of(rows: list[Row]) -> Iterator[Metric]:
             name = name.removesuffix("_total").removesuffix("_info")
         metric = Metric(name, family.help, family.type)
         metric.samples = [
-            ReferenceSample(
-                family.name + sample.suffix, dict([*row.labels, *filter(None, [sample.label])]), sample.value
-            )
+            ReferenceSample(family.name + suffix, dict([*row.labels, *filter(None, [label])]), value)
             for row in rows
-            for sample in row.samples
-            if sample.family == family.name
+            for family_name, label, value, suffix in row.samples
+            if family_name == family.name
         ]
         if metric.samples:
             yield metric
@@ -190,10 +188,10 @@ def test_parsers_read_it_back(states: list[CampaignState]) -> None:
     for state in states:
         exposition.publish(state)
     expected = sorted(
-        (sample.family, sorted([*row.labels, *filter(None, [sample.label])]), sample.value)
+        (family, sorted([*row.labels, *filter(None, [label])]), value)
         for state in states
         for row in (*day_rows(state), *status_rows(state, 0))
-        for sample in row.samples
+        for family, label, value, _ in row.samples
     )
 
     for families in (

@@ -108,11 +108,11 @@ def test_samples_have_the_labels_of_the_catalogue() -> None:
     labels = {family.name: set(family.labels) for family in FAMILIES}
     seen = set()
     for row in every_row():
-        for sample in row.samples:
-            seen.add(sample.family)
-            names = {name for name, _ in row.labels} | ({sample.label[0]} if sample.label else set())
+        for family, label, _, _ in row.samples:
+            seen.add(family)
+            names = {name for name, _ in row.labels} | ({label[0]} if label else set())
 
-            assert labels[sample.family] == names - {"le"}
+            assert labels[family] == names - {"le"}
     assert labels.keys() == seen
 
 
@@ -139,7 +139,7 @@ def test_up_is_absent_before_the_first_poll() -> None:
     """A campaign that was not polled yet is neither up nor down, and has no last success; its counter is born at 0."""
     status, _ = status_rows(replace(STATE, up=None, last_success=None, polls=0, failures={}), 0)
 
-    assert {(sample.family, sample.value) for sample in status.samples} == {
+    assert {(family, value) for family, _, value, _ in status.samples} == {
         ("braze_campaign_polls_total", 0),
         ("braze_campaign_poll_interval_seconds", 300),
     }
@@ -156,10 +156,10 @@ def test_places_do_not_depend_on_names() -> None:
 def test_failures_of_an_api_are_born_at_zero() -> None:
     """Every reason is there from the start, so that the first failure is an increase."""
     reasons = [
-        sample.label
+        label
         for row in workspace_rows(WORKSPACE)
-        for sample in row.samples
-        if sample.family == "braze_api_request_failures_total"
+        for family, label, _, _ in row.samples
+        if family == "braze_api_request_failures_total"
     ]
 
     assert reasons == [("reason", reason) for reason in Reason]
@@ -168,7 +168,7 @@ def test_failures_of_an_api_are_born_at_zero() -> None:
 def test_rate_limit_is_absent_until_braze_names_it() -> None:
     """Before an answer with the headers there is no rate limit to show."""
     unknown = replace(WORKSPACE, apis={"data_series": ApiStatistics()})
-    families = {sample.family for row in workspace_rows(unknown) for sample in row.samples}
+    families = {family for row in workspace_rows(unknown) for family, *_ in row.samples}
 
     assert not any("rate_limit" in family for family in families)
 
