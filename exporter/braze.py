@@ -23,7 +23,7 @@ from exporter.config import ConfigError, read_api_key
 from exporter.transport import NotConnected, NotDecoded, NotTrusted, TimedOut, TooLarge, Transport, TransportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from random import Random
 
     from exporter.config import Workspace
@@ -352,7 +352,7 @@ class Client:
     def _try(self, api: str, target: str, permit: Permit, deadline: float) -> object:
         key = self._api_key(fresh=permit.probe)
         try:
-            return _answer(self._reply(api, target, key, deadline), key)
+            return _answer(self._reply(api, target, key, deadline), self.secrets)
         except BrazeError as error:
             self.count_failure(api, error.reason)
             if error.reason is not Reason.UNAUTHORIZED or key == self._keys[-1]:
@@ -449,7 +449,7 @@ def _back_off(times: int, random: Random) -> float:
     return float(min(LONGEST_PAUSE, _FIRST_BACK_OFF * 2.0 ** min(times - 1, 16)) * random.uniform(0.5, 1.0))
 
 
-def _answer(reply: Reply, key: str) -> object:
+def _answer(reply: Reply, keys: Sequence[str]) -> object:
     """Return the decoded body of a success; raise what any other status means."""
     status = reply.status
     if status == HTTPStatus.OK:
@@ -458,7 +458,7 @@ def _answer(reply: Reply, key: str) -> object:
         raise RateLimited("Braze answered 429: too many requests", named_wait(reply.headers))
     detail = f"Braze answered {status}"
     if status in {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}:
-        detail += _message(reply.body, key)
+        detail += _message(reply.body, keys)
     reason = _STATUS_REASONS.get(status) or _CLASS_REASONS.get(status // 100, Reason.BAD_PAYLOAD)
     raise BrazeError(reason, detail)
 
@@ -471,14 +471,14 @@ def _decoded(body: bytes) -> object:
     return answer
 
 
-def _message(body: bytes, key: str) -> str:
-    """Return what Braze says of the error, unless it might hold a part of the key: error bodies can echo it."""
+def _message(body: bytes, keys: Sequence[str]) -> str:
+    """Return what Braze says of the error, unless it might hold a part of a key: error bodies can echo it."""
     try:
         fields: object = json.loads(body)
     except (ValueError, RecursionError):
         return ""
     message = fields.get("message") if isinstance(fields, dict) else None
-    if not isinstance(message, str) or not message or _holds_part_of(key, message):
+    if not isinstance(message, str) or not message or any(_holds_part_of(key, message) for key in keys):
         return ""
     shown = "".join(character if character.isprintable() else " " for character in message[:_MESSAGE_LENGTH])
     return f": {shown}"

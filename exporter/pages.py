@@ -287,7 +287,8 @@ p.bad, p.good {{ border-left: .3rem solid; color: var(--bad); font-weight: 600; 
 p.good {{ color: var(--good); }}
 form {{ align-items: center; display: flex; flex-wrap: wrap; gap: .5rem 1rem; margin: .5rem 0; }}
 input, select, button {{ font: inherit; }}
-input, select {{ max-width: 100%; padding: .25rem .4rem; }}
+label, input, select {{ box-sizing: border-box; max-width: 100%; }}
+input, select {{ padding: .25rem .4rem; }}
 input {{ width: 22rem; }}
 [hidden] {{ display: none !important; }}
 table {{ border-collapse: collapse; font-size: .875rem; width: 100%; }}

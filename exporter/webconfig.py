@@ -172,7 +172,7 @@ class Watched:
 def _stamp(path: Path) -> Stamp:
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null character in the path
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 

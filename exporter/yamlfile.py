@@ -261,10 +261,13 @@ def _without_quotes(message: str) -> str:
 
 
 def _secret_nodes(root: yaml.Node | None) -> frozenset[int]:
-    """Return the identities of all nodes that stand, or are repeated by an alias, below a key named like a secret."""
+    """Return the identities of all nodes that stand, or are repeated by an alias, below a key named like a secret.
+
+    A document that is nothing but a text is one, too: it may be the file of a key, named in the wrong place.
+    """
     secret: set[int] = set()
     seen: set[tuple[int, bool]] = set()
-    rest = [(root, False)]
+    rest = [(root, isinstance(root, yaml.ScalarNode))]
     while rest:
         node, hidden = rest.pop()
         if node is None or (id(node), hidden) in seen:

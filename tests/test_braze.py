@@ -454,7 +454,7 @@ KEY = "simulated-braze-key"
 def error_in(status: int, body: bytes) -> BrazeError:
     """Return the error that an answer to a request with the key is."""
     with pytest.raises(BrazeError) as caught:
-        _answer(Reply(status, {}, body), KEY)
+        _answer(Reply(status, {}, body), (KEY,))
     return caught.value
 
 
@@ -973,6 +973,21 @@ def test_a_new_key_is_used_with_the_next_probe(braze: Simulator, new_client: New
     assert reason_of(client) is Reason.UNAUTHORIZED
     assert reason_of(client, permit=PROBE) is None
     assert client.data_series_pool.closed is None
+
+
+@server
+def test_a_replaced_key_is_not_repeated_either(braze: Simulator, new_client: NewClient, key_file: Path) -> None:
+    """An answer that still speaks of the key before is not repeated."""
+    client = new_client(key_file=key_file)
+    old = key_file.read_text().strip()
+    key_file.write_text("quite-another-text")
+    braze.api_key = "quite-another-text"
+    braze.misbehave(Status(400, json.dumps({"message": f"{old.upper()} has ended"}).encode()))
+
+    with pytest.raises(BrazeError) as raised:
+        client.data_series("id", days=3, permit=PROBE, timeout=5)
+
+    assert str(raised.value) == "Braze answered 400"
 
 
 @server

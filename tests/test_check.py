@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -228,10 +229,40 @@ def test_all_is_well(braze: Simulator, tmp_path: Path) -> None:
 
 @server
 @pytest.mark.parametrize(
+    ("braze_zone", "newest_day", "zone", "said"),
+    [
+        ("UTC", "today", "UTC", "  ok      the newest day is "),
+        ("UTC", "yesterday", "UTC", "  note    the newest day is "),
+        ("Pacific/Kiritimati", "today", "Etc/GMT+12", "  FAILED  the newest day is "),  # 26 hours apart
+    ],
+)
+def test_the_newest_day(
+    braze_zone: str, newest_day: Literal["today", "yesterday"], zone: str, said: str, tmp_path: Path
+) -> None:
+    """Which day is the newest is told, and one that has not begun in the configured time zone is a failure."""
+    with Simulator(api_key=KEY, campaigns=2, newest_day=newest_day, timezone=ZoneInfo(braze_zone)) as braze:
+        file = configure(tmp_path, braze)
+        file.write_text(file.read_text().replace("    campaigns:", f"    timezone: {zone}\n    campaigns:"))
+        result = check(file)
+
+    assert said in result.stdout
+    assert result.returncode == (1 if "FAILED" in said else 0)
+    assert ("Set timezone to the time zone of the company" in result.stdout) == ("FAILED" in said)
+
+
+@server
+@pytest.mark.parametrize(
     ("fault", "said"),
     [
         (Status(401), "unauthorized: Braze answered 401\n          The key is wrong, or belongs to another instance."),
         (Status(403), "forbidden: Braze answered 403: The API key lacks the permission for this endpoint\n"),
+        (
+            Status(403, b'{"message": "Your IP address is not allowed"}'),
+            (
+                "forbidden: Braze answered 403: Your IP address is not allowed\n"
+                "          The key lacks campaigns.data_series, or does not allow this machine's address. What to do: "
+            ),
+        ),
         (
             Status(404),
             "not found: Braze answered 404: No such URL\n          The address is not that of Braze's REST API.",

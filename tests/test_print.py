@@ -198,6 +198,18 @@ def test_progress_on_a_terminal(braze: Simulator, tmp_path: Path) -> None:
     assert output.startswith(b"# HELP braze_")
 
 
+def test_a_reader_keeps_what_it_reads(tmp_path: Path) -> None:
+    """The new text is another file: who has the old one open reads it to its end, and there is no moment between."""
+    file = tmp_path / "braze.prom"
+    replace_file(file, b"old" * 1000)
+    with file.open("rb", buffering=0) as reader:
+        begun = reader.read(3)
+        replace_file(file, b"new")
+
+        assert begun + reader.read() == b"old" * 1000
+    assert file.read_bytes() == b"new"
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     """What a link names is replaced, not the link."""
     (tmp_path / "real").mkdir()

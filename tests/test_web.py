@@ -73,6 +73,40 @@ def test_compressed_metrics(accept: str, exporter: Exporter) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.parametrize("path", ["/metrics", "/", "/config"])
+@pytest.mark.parametrize("coding", ["", "identity", "gzip;q=0", "*;q=0", "gzip;q=0, *", "br"])
+def test_no_gzip_for_those_who_do_not_want_it(path: str, coding: str, exporter: Exporter) -> None:
+    """An answer is compressed only for those who say so."""
+    answer = exporter.ask(path, Accept_Encoding=coding)
+
+    assert "Content-Encoding" not in answer.headers
+    assert "Accept-Encoding" in answer.headers["Vary"]
+    assert b"workspace" in answer.content
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("accept", [OPENMETRICS, "text/plain;version=0.0.4", "text/plain;version=1.0.0"])
+@pytest.mark.parametrize("escaping", ["allow-utf-8", "underscores", "values"])
+def test_escaping_changes_the_content_type_only(accept: str, escaping: str, exporter: Exporter) -> None:
+    """Names are plain, so whichever way they are to be escaped is answered, and what is sent stays the same."""
+    plain, escaped = exporter.ask(Accept=accept), exporter.ask(Accept=f"{accept};escaping={escaping}")
+
+    assert escaped.headers["Content-Type"] == f"{plain.headers['Content-Type']}; escaping={escaping}"
+    assert own_apart(escaped.content) == own_apart(plain.content)
+
+
+@pytest.mark.server
+def test_a_body_of_a_scrape_is_ignored(exporter: Exporter) -> None:
+    """A scrape with a body is a scrape."""
+    answer = converse(
+        exporter, "GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
+    )
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert own_apart(answer.partition(b"\r\n\r\n")[2]) == own_apart(exporter.ask().content)
+
+
+@pytest.mark.server
 def test_accept_header_in_several_lines(exporter: Exporter) -> None:
     """A header that is sent in several lines counts as one."""
     answer = converse(

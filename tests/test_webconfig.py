@@ -89,6 +89,7 @@ BAD = [
     ("tls_server_config: {client_auth_type: NoClientCert}", "expected cert_file or cert, got neither"),
     ("tls_server_config: {cert_file: none.pem, key_file: server.key}", "cannot be read (No such file or directory)"),
     ("tls_server_config: {cert_file: server.pem, key_file: .}", "cannot be read (Is a directory)"),
+    ('tls_server_config: {cert_file: server.pem, key_file: "a\\0b"}', "cannot be read (not a path)"),
     ("tls_server_config: {cert_file: server.key, key_file: server.key}", "cert_file: expected a certificate in"),
     ("tls_server_config: {cert_file: broken.pem, key_file: server.key}", "cert_file: expected a certificate in"),
     ("tls_server_config: {cert_file: empty.pem, key_file: server.key}", "cert_file: expected a certificate in"),

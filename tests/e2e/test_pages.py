@@ -68,7 +68,7 @@ def test_names_do_nothing(browser: Browser, exporter: Exporter, width: int, java
         assert "Braze answered 400: <script>alert(1)</script>" in page.texts("#campaigns td:nth-child(4)")[0]
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.evaluate(
-            "[...document.querySelectorAll('td > *')].every((each) =>"
+            "[...document.querySelectorAll('td > *, form *')].every((each) =>"
             " each.getBoundingClientRect().right <= each.parentElement.getBoundingClientRect().right + 1)"
         )
 

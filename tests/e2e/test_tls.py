@@ -7,6 +7,8 @@ import json
 import re
 import socket
 import ssl
+import statistics
+import time
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -135,8 +137,8 @@ def _secured(certificates: Certificates, folder: Path, text: str, *flags: str) -
 
 
 def test_prometheus(secured: Start, prometheus: Callable[[str], Prometheus], certificates: Certificates) -> None:
-    """Prometheus scrapes over TLS with a client certificate and a password, and not with less than both."""
-    exporter = secured(f"{CLIENTS}  client_allowed_sans: [prometheus]\n{USERS}")
+    """Prometheus scrapes over TLS with a client certificate and a password, without HTTP/2, and not with less."""
+    exporter = secured(f"{CLIENTS}  client_allowed_sans: [prometheus]\n{USERS}http_server_config:\n  http2: true\n")
     tls = {"ca_file": str(certificates.ca)}
     client, another = (
         {
@@ -191,6 +193,16 @@ def test_everything_is_behind_users(path: str, shared: Secured) -> None:
         assert {name: answer.headers[name] for name in HEADERS} == HEADERS
 
 
+@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "DELETE", "OPTIONS", "BREW"])
+@pytest.mark.parametrize("path", ["/metrics", "/-/healthy", "/-/reload", "/none"])
+def test_every_method_is_behind_users(path: str, method: str, shared: Secured) -> None:
+    """No method gets more than another without a user, not even a word on whether there is such a page."""
+    with closing(shared.connect()) as connection:
+        connection.request(method, path)
+
+        assert connection.getresponse().status == 401
+
+
 @pytest.fixture(scope="module")
 def shared(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     """An exporter with TLS and users."""
@@ -216,6 +228,22 @@ def test_who_is_known_does_not_wait_for_who_guesses(shared: Secured) -> None:
         statuses = {each.recv(1 << 16)[:13] for each in guesses}
     assert b"HTTP/1.1 401 " in statuses
     assert statuses <= {b"HTTP/1.1 401 ", b"HTTP/1.1 503 "}
+
+
+def test_a_known_password_does_not_wait_for_a_comparison(secured: Start) -> None:
+    """While one password is compared, which takes a second here, many requests with a known one are answered."""
+    hashed = bcrypt.hashpw(b"horse", bcrypt.gensalt(14)).decode()
+    exporter = secured(f"{TLS}basic_auth_users:\n  slow: {hashed}\n")
+    with closing(exporter.connect()) as connection:
+        assert request(connection, "/-/healthy", "slow", "horse").status == 200
+        with closing(guess(exporter, 1)) as guessing:
+            for _ in range(5):
+                assert request(connection, "/metrics", "slow", "horse").status == 200
+            guessing.setblocking(False)
+            with pytest.raises(ssl.SSLWantReadError):  # no answer yet
+                guessing.recv(1)
+            guessing.settimeout(20)
+            assert guessing.recv(1 << 16).startswith(b"HTTP/1.1 401 ")
 
 
 def test_a_large_answer(shared: Secured) -> None:
@@ -249,11 +277,15 @@ def test_the_log_says_https(shared: Secured) -> None:
 def test_handshakes_without_an_end(behaviour: Behaviour, shared: Secured) -> None:
     """Hundreds of clients that do not finish a handshake hinder nobody, and are cut off after the header timeout."""
     url = urlsplit(shared.exporter.url)
-    with attack((str(url.hostname), url.port or 0), 300, behaviour) as state:
-        eventually(lambda: state.connected == 300, what="300 connections")
-        for _ in range(10):
+    with attack((str(url.hostname), url.port or 0), 500, behaviour) as state:
+        eventually(lambda: state.connected == 500, what="500 connections")
+        seconds = []
+        for _ in range(15):
+            started = time.perf_counter()
             assert shared.get(user="prometheus", password=PASSWORDS["prometheus"]).status == 200
-        eventually(lambda: state.closed == 300, what="an end of all of them")
+            seconds.append(time.perf_counter() - started)
+        eventually(lambda: state.closed == 500, what="an end of all of them")
+    assert statistics.median(seconds) < 0.25
     assert not re.search("Traceback|level=(error|warning)", shared.exporter.program.output())
 
 
@@ -300,7 +332,7 @@ def test_changes_come_into_force(secured: Start) -> None:
     """Users, certificates and TLS itself change without a restart; what is wrong is logged, counted and left out."""
     exporter = secured(TLS + USERS)
     user = {"user": "prometheus", "password": PASSWORDS["prometheus"]}
-    before = certificate(exporter)
+    before, listeners = certificate(exporter), listening(exporter)
     with closing(exporter.connect()) as kept:
         assert request(kept, "/metrics", *user.values()).status == 200
 
@@ -332,6 +364,7 @@ def test_changes_come_into_force(secured: Start) -> None:
     )
 
     eventually(lambda: answers(partial(plain.get, **user)), what="an answer without TLS")
+    assert listening(exporter) == listeners  # nobody was refused in between
 
 
 def test_the_metric_is_there_with_a_web_configuration_only(tmp_path: Path) -> None:
@@ -365,6 +398,14 @@ def answers(get: Callable[[], Answer]) -> bool:
         return get().status == 200
     except OSError:
         return False
+
+
+def listening(exporter: Secured) -> set[str]:
+    """Return the sockets on which the process listens."""
+    lines = (line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:])
+    inodes = {f"socket:[{line[9]}]" for line in lines if line[3] == "0A"}
+    files = Path(f"/proc/{exporter.exporter.program.process.pid}/fd").iterdir()
+    return {str(file.readlink()) for file in files if file.is_symlink()} & inodes
 
 
 def guess(exporter: Secured, number: int) -> socket.socket:
