@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from exporter import __version__
-from exporter.cli import SIMULATED_KEY
+from exporter.flags import SIMULATED_KEY
 from tests.containers import Container, Image, build, running_container
 from tests.objects import at, each
 from tests.objects import text as text_at

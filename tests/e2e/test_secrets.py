@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 import bcrypt
 import pytest
 
-from exporter import cli
+from exporter import flags
 from exporter.simulator import Body, Cut, Hang, Simulator, Status
 from tests.certificates import make_certificates
 from tests.exporters import COMMAND, Exporter, ask
@@ -323,7 +323,7 @@ def test_simulated_keys(world: World) -> None:
         world.look_at(braze, "simulate")
 
     assert world.shown.leaks() == []
-    assert [where for where, text in world.shown.texts if cli.SIMULATED_KEY in text] == []
+    assert [where for where, text in world.shown.texts if flags.SIMULATED_KEY in text] == []
 
 
 def test_this_test() -> None:

@@ -1,0 +1,337 @@
+"""The flags of each command: what there is, what may be given, and what holds where nothing is given."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+from exporter import __version__, config, logs
+from exporter.server import Limits
+from exporter.shards import MOST_SHARDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SIMULATED_KEY = "simulated-braze-key"
+"""The key of the simulated Braze where no other is given; it opens nothing else."""
+
+CAMPAIGNS = 12
+"""How many campaigns the simulated Braze has where nothing else is said."""
+
+
+def flag_parser(command: str) -> argparse.ArgumentParser:
+    """Return the parser of a command's flags; the command that has no name serves."""
+    parser = argparse.ArgumentParser(
+        prog=f"braze-exporter {command}".strip(),
+        description=_DESCRIPTIONS[command],
+        epilog=_EPILOG if not command else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    version = f"braze-exporter, version {__version__} (python {platform.python_version()})"
+    parser.add_argument("--version", action="version", version=version, help="show the version and exit")
+    _FLAGS[command](parser)
+    return parser
+
+
+def _serve_flags(parser: argparse.ArgumentParser) -> None:
+    _add_config_flag(parser)
+    parser.add_argument(
+        "--config.check",
+        dest="config_check",
+        action="store_true",
+        help="check the configuration file, say everything that is wrong with it, and exit",
+    )
+    parser.add_argument(
+        "--config.auto-reload-interval",
+        dest="auto_reload_interval",
+        type=_reload_interval,
+        metavar="DURATION",
+        help="look so often whether the configuration file has changed, and load it again if so",
+    )
+    _add_listen_flag(parser, _address, "address to listen on, may be repeated (default: :10105, all addresses)")
+    _add_web_flags(parser)
+    parser.add_argument(
+        "--web.enable-lifecycle",
+        dest="enable_lifecycle",
+        action="store_true",
+        help="allow everybody who reaches the exporter to reload the configuration with POST /-/reload",
+    )
+    parser.add_argument(
+        "--shard",
+        type=_shard_number,
+        default=0,
+        metavar="NUMBER",
+        help="which of the shards this exporter is, counted from 0 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--total-shards",
+        dest="total_shards",
+        type=_shard_count,
+        default=1,
+        metavar="NUMBER",
+        help="how many exporters share the campaigns, each with a part of them (default: %(default)s)",
+    )
+    _add_page_and_log_flags(parser, level="info")
+
+
+def _demo_flags(parser: argparse.ArgumentParser) -> None:
+    _add_listen_flag(parser, _loopback_address, "loopback address to listen on (default: 127.0.0.1:10105)")
+    parser.set_defaults(
+        default_listen_address=("127.0.0.1", 10105),
+        enable_lifecycle=False,
+        web_config_file=None,
+        health_addresses=None,
+        max_connections=_LIMITS.connections,
+        header_timeout=_LIMITS.header_timeout,
+        write_timeout=_LIMITS.write_timeout,
+    )
+    _add_newest_day_flag(parser)
+    _add_page_and_log_flags(parser, level="warning")
+
+
+def _simulate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--web.listen-address",
+        dest="listen_address",
+        type=_loopback_address,
+        default=("127.0.0.1", 10106),
+        metavar="ADDRESS",
+        help="loopback address to listen on (default: 127.0.0.1:10106)",
+    )
+    parser.add_argument("--campaigns", type=_count, default=CAMPAIGNS, help="how many campaigns (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="the same seed makes the same numbers (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timezone", type=_zone, default=ZoneInfo("UTC"), metavar="ZONE", help="where its days begin (default: UTC)"
+    )
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help=f"holds the key to accept (default: the key {SIMULATED_KEY})"
+    )
+    _add_newest_day_flag(parser)
+
+
+def _add_web_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--web.config.file",
+        dest="web_config_file",
+        type=Path,
+        metavar="FILE",
+        help="file with TLS, users and headers, in the form of the Prometheus exporter toolkit's web-config.yml",
+    )
+    parser.add_argument(
+        "--web.health.listen-address",
+        dest="health_addresses",
+        type=_address,
+        action="append",
+        metavar="ADDRESS",
+        help="another address, without TLS and users, that answers /-/healthy and /-/ready only, may be repeated",
+    )
+    parser.add_argument(
+        "--web.max-connections",
+        dest="max_connections",
+        type=_connections,
+        default=_LIMITS.connections,
+        metavar="NUMBER",
+        help="at most so many connections; when there are more the oldest without a request is closed"
+        " (default: %(default)s)",
+    )
+    for flag, default, text in (
+        ("header", _LIMITS.header_timeout, "how long a connection may take for TLS and for its request"),
+        ("write", _LIMITS.write_timeout, "how long a client may take to receive an answer"),
+    ):
+        parser.add_argument(
+            f"--web.{flag}-timeout",
+            dest=f"{flag}_timeout",
+            type=_timeout,
+            default=f"{default:g}s",
+            metavar="DURATION",
+            help=f"{text} (default: %(default)s)",
+        )
+
+
+def _add_listen_flag(parser: argparse.ArgumentParser, kind: Callable[[str], tuple[str, int]], text: str) -> None:
+    parser.add_argument(
+        "--web.listen-address",
+        dest="listen_addresses",
+        type=kind,
+        action="append",
+        metavar="ADDRESS",
+        help=text,
+    )
+    parser.set_defaults(default_listen_address=("", 10105))
+
+
+def _check_flags(parser: argparse.ArgumentParser) -> None:
+    _add_config_flag(parser)
+    parser.add_argument("--json", action="store_true", help="report as JSON, for scripts")
+
+
+def _print_flags(parser: argparse.ArgumentParser) -> None:
+    _add_config_flag(parser)
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="file to replace, at once and as a whole (default: stdout)"
+    )
+    _add_log_flags(parser, level="error")
+
+
+def _add_config_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config.file",
+        dest="config_file",
+        type=Path,
+        default=Path("config.yaml"),
+        metavar="FILE",
+        help="configuration file (default: %(default)s)",
+    )
+
+
+def _add_page_and_log_flags(parser: argparse.ArgumentParser, level: str) -> None:
+    parser.add_argument(
+        "--web.telemetry-path",
+        dest="telemetry_path",
+        type=_telemetry_path,
+        default="/metrics",
+        metavar="PATH",
+        help="where the metrics are (default: %(default)s)",
+    )
+    _add_log_flags(parser, level)
+
+
+def _add_log_flags(parser: argparse.ArgumentParser, level: str) -> None:
+    parser.add_argument(
+        "--log.level",
+        dest="log_level",
+        choices=logs.LEVELS,
+        default=level,
+        help="what is logged (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--log.format",
+        dest="log_format",
+        choices=logs.FORMATS,
+        default="logfmt",
+        help="how it is logged (default: %(default)s)",
+    )
+
+
+def _add_newest_day_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--newest-day",
+        choices=("today", "yesterday"),
+        default="today",
+        help="whether answers hold the running day, which Braze does not document (default: %(default)s)",
+    )
+
+
+def _address(text: str) -> tuple[str, int]:
+    match = _ADDRESS.fullmatch(text)
+    if not match or int(match["port"]) > _LARGEST_PORT or not _is_host(match["host"] or ""):
+        raise argparse.ArgumentTypeError(f"expected HOST:PORT, [IPV6]:PORT or :PORT, got {text!r}")
+    return match["ipv6"] or match["host"] or "", int(match["port"])
+
+
+def _is_host(text: str) -> bool:
+    """Tell whether the text can be looked up at all."""
+    try:
+        text.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
+def _loopback_address(text: str) -> tuple[str, int]:
+    host, port = _address(text)
+    if not config.is_loopback(host):
+        raise argparse.ArgumentTypeError(f"expected a loopback address such as 127.0.0.1:{port}, got {text!r}")
+    return "127.0.0.1" if host.lower() == "localhost" else host, port
+
+
+def _telemetry_path(text: str) -> str:
+    if not _PATH.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"expected a path such as /metrics, not below /-/, got {text!r}")
+    return text
+
+
+def _connections(text: str) -> int:
+    return _whole_number(text, 1, _MOST_CONNECTIONS)
+
+
+def _reload_interval(text: str) -> float:
+    seconds = config.seconds(text)
+    if not _SHORTEST_RELOAD_INTERVAL <= seconds <= _LONGEST_RELOAD_INTERVAL:
+        raise argparse.ArgumentTypeError(f"expected a duration from 1s to 24h such as 30s, got {text!r}")
+    return seconds
+
+
+def _timeout(text: str) -> float:
+    seconds = config.seconds(text)
+    if not _SHORTEST_TIMEOUT <= seconds <= _LONGEST_TIMEOUT:
+        raise argparse.ArgumentTypeError(f"expected a duration from 100ms to 1h such as 10s, got {text!r}")
+    return seconds
+
+
+def _count(text: str) -> int:
+    return _whole_number(text, 1, _MOST_CAMPAIGNS)
+
+
+def _shard_number(text: str) -> int:
+    return _whole_number(text, 0, MOST_SHARDS - 1)
+
+
+def _shard_count(text: str) -> int:
+    return _whole_number(text, 1, MOST_SHARDS)
+
+
+def _whole_number(text: str, low: int, high: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(high)) and low <= int(text) <= high):
+        raise argparse.ArgumentTypeError(f"expected a number from {low} to {high}, got {text!r}")
+    return int(text)
+
+
+def _zone(text: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(text)
+    except (ValueError, OSError, KeyError):  # KeyError: ZoneInfoNotFoundError
+        raise argparse.ArgumentTypeError(f"expected an IANA time zone such as Europe/Berlin, got {text!r}") from None
+
+
+_ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]/\s]*)):(?P<port>[0-9]{1,5})", re.ASCII)
+_PATH = re.compile(r"/|(?:/[A-Za-z0-9_~][A-Za-z0-9._~-]*)+")
+_LARGEST_PORT = 65535
+_MOST_CAMPAIGNS = 100_000
+_MOST_CONNECTIONS = 100_000
+_SHORTEST_RELOAD_INTERVAL, _LONGEST_RELOAD_INTERVAL = 1, 24 * 3600  # seconds
+_SHORTEST_TIMEOUT, _LONGEST_TIMEOUT = 0.1, 3600  # seconds
+_LIMITS = Limits()
+
+_FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "": _serve_flags,
+    "demo": _demo_flags,
+    "simulate": _simulate_flags,
+    "check": _check_flags,
+    "print": _print_flags,
+}
+
+_DESCRIPTIONS = {
+    "": "Polls Braze's campaign analytics and serves the latest days' counts as Prometheus metrics.",
+    "demo": "Runs the exporter against a simulated Braze: no account, no configuration file, nothing but loopback.",
+    "simulate": "Runs a simulated Braze alone, and prints a configuration that polls it.",
+    "check": "Asks Braze for each campaign, and says what works, what does not and what to do about it.",
+    "print": "Polls each campaign once and prints the metrics of workspaces and campaigns, or writes them to a file.",
+}
+
+_EPILOG = """\
+commands:
+  demo        run the exporter against a simulated Braze
+  simulate    run the simulated Braze alone
+  health      ask a running exporter whether it is healthy
+  check       ask Braze for each campaign, and say what works and what to do
+  print       poll once, and print the metrics or write them to a file
+
+`braze-exporter COMMAND --help` shows the flags of a command."""
