@@ -4,6 +4,7 @@
 PYTHON ?= python3
 # The Pythons that the unit tests run on, where they are installed.
 VERSIONS := 3.11 3.12 3.13
+UNIT := "not server and not checker"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit servers programs checkers image dist dashboards manifests preview check format-check lint types format bench bench-rules lock upgrade clean
@@ -17,14 +18,15 @@ demo: .venv/.run ## run the exporter against a simulated Braze; no account, no c
 test: unit servers ## run all tests
 
 unit: .venv/.dev ## run the tests without servers, on every supported Python that is installed
-	.venv/bin/python -m pytest -m "not server" -n auto
+	.venv/bin/python -m pytest -m $(UNIT) -n auto
 	@for version in $(OTHERS); do $(MAKE) --no-print-directory unit-$$version || exit 1; done
 
 unit-%: .venvs/%/.dev
-	.venvs/$*/bin/python -m pytest -m "not server" -n auto
+	.venvs/$*/bin/python -m pytest -m $(UNIT) -n auto
 
-servers: .venv/.dev programs checkers ## run the tests with servers, one at a time: some of them measure time
+servers: .venv/.dev programs checkers ## run the tests with servers, one at a time as some measure time, and those with checkers
 	.venv/bin/python -m pytest -m server
+	.venv/bin/python -m pytest -m checker -n auto
 
 programs: ## fetch the programs that the tests with servers use
 	sh tools/programs.sh
@@ -62,8 +64,8 @@ format: .venv/.dev ## format the code and fix what the linter can fix
 	.venv/bin/ruff format
 	.venv/bin/ruff check --fix
 
-bench: .venv/.dev ## compare memory and scrape time with a plain prometheus_client exporter
-	.venv/bin/python benchmarks/scrape.py
+bench: .venv/.dev programs ## compare scrapes, polls, starts and memory with what else there is; takes ten minutes
+	.venv/bin/python -m benchmarks.bench
 
 bench-rules: .venv/.dev programs ## measure what the rules for Prometheus cost over 2,000 campaigns; takes a quarter of an hour
 	.venv/bin/python -m benchmarks.rules

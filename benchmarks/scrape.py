@@ -1,219 +1,244 @@
-"""Compare the memory and the scrapes of braze-exporter with those of a plain prometheus_client exporter.
+"""Scrapes of braze-exporter, of nginx with the same bytes as a file, and of a plain exporter with the same samples.
 
-Both serve the same samples, each in a process of its own on loopback: braze-exporter those that it polled from a
-simulated Braze, the other one a copy of them in labelled Gauges (plain_exporter.py). Needs Linux.
+braze-exporter is asked while it polls nothing and while it polls; nginx is asked in turns with it, block by block. The
+plain exporter polls nothing, so it is at its best, and is asked less often where a scrape takes it seconds: twice in
+each encoding at 100,000 series, and once, compressed, beyond.
 """
 
-import argparse
-import contextlib
-import http.client
-import json
+import gzip
 import math
-import os
-import platform
-import re
+import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import IO
-from urllib.parse import urlsplit
 
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
+from benchmarks.client import Client
+from benchmarks.report import Part, Target, number, times
+from benchmarks.servers import (
+    EMAIL,
+    PUSH,
+    Exporter,
+    Server,
+    Workspaces,
+    answered,
+    braze_exporter,
+    fake_braze,
+    nginx,
+    plain_exporter,
+)
 
-ROOT = Path(__file__).parents[1]
+RATES = (0, 10, 400)
+"""Polls a second, of which each campaign has one at most."""
 
-_SERIES_PER_CAMPAIGN = 75  # the average of the simulated campaigns is a little higher
-_SCRAPES_TO_WARM_UP = 3
-_STARTING = 600.0  # seconds at most until all campaigns have been polled
-_PAUSE = 0.1  # seconds between two looks
-_MIB = 1024.0
+_OURS, _NGINX, _PLAIN = "braze-exporter", "nginx", "prometheus_client"
+_ROUNDS = 6  # of blocks
+_WARM_UP = 3  # scrapes that do not count
+_SETTLING = 1.0  # seconds after a change of the rate, at most
+_LONGEST_PAUSE = 0.01  # seconds between scrapes, so that they come at any moment of what goes on besides
+_CAMPAIGNS_OF_A_WORKSPACE = 500  # so that pacing does not hold up the start
+_SMALL = 10_000  # series at most for small answers, so that here there are enough campaigns for the highest rate
+_FEW_FROM, _ONE_FROM = 50_000, 200_000  # series from which the plain exporter is asked twice and once
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """A process that serves metrics at an address."""
+class Setting:
+    """What is asked for: how many series there should be and are, the encoding, how many polls a second are wanted."""
 
-    pid: int
-    url: str
+    wanted_series: int
+    series: int
+    gzip: bool
+    rate: int
 
 
 @dataclass(frozen=True, slots=True)
 class Scrapes:
-    """What scrapes in one encoding cost: CPU of the server and time until the last byte, in milliseconds a scrape."""
+    """Scrapes of one server: times and its CPU for each in seconds, sizes in bytes, its memory after them.
 
-    cpu: float
-    median: float
+    `polls_per_second` are those that there were meanwhile.
+    """
+
+    server: str
+    setting: Setting
+    polls_per_second: float
+    scrapes: int
+    p50: float
     p99: float
+    cpu: float
     size: int
+    resident: int
 
 
-def main() -> None:
-    """Measure both and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--series", type=int, default=10_000, help="about so many (default: %(default)s)")
-    parser.add_argument("--scrapes", type=int, default=50, help="so many of each kind (default: %(default)s)")
-    flags = parser.parse_args()
+def measure(sizes: Sequence[int], seconds: float) -> Part:
+    """Measure exporters of about so many series: each server, encoding and rate for so many seconds."""
+    found = [scrapes for size in sizes for scrapes in _of_size(size, seconds)]
+    columns = ("series", "", "polls/s", "KiB", "p50 ms", "p99 ms", "CPU ms")
+    ratios = ("p50 to nginx", "CPU to nginx", "prometheus_client's p50 to ours", "its CPU", "its memory")
+    lines = [_line(servers) for servers in _together(found)]
+    return Part("Scrapes", (*columns, *ratios), lines, list(_targets(found)), [asdict(scrapes) for scrapes in found])
+
+
+@dataclass(slots=True)
+class _Contestant:
+    """A server that is asked block by block, and what its scrapes took so far."""
+
+    name: str
+    server: Server
+    client: Client
+    rounds: int = _ROUNDS
+    seconds: list[float] = field(default_factory=list)
+    size: int = 0
+    _cpu: float = 0
+    _time: float = 0
+    _cpu_between: float = 0
+    _time_between: float = 0
+    _ended: tuple[float, float] | None = None
+
+    def block(self, seconds: float) -> None:
+        """Scrape for so long, at least once; what is between two blocks counts as what the server does besides."""
+        cpu, started = self.server.cpu(), time.perf_counter()
+        if self._ended:
+            self._cpu_between += cpu - self._ended[0]
+            self._time_between += started - self._ended[1]
+        while True:
+            before = time.perf_counter()
+            self.size = len(self.client.get())
+            after = time.perf_counter()
+            self.seconds.append(after - before)
+            time.sleep(random.uniform(0, _LONGEST_PAUSE))  # noqa: S311 - a pause
+            if after - started > seconds:
+                break
+        self._ended = self.server.cpu(), time.perf_counter()
+        self._cpu += self._ended[0] - cpu
+        self._time += self._ended[1] - started
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU of a scrape, without what the server does besides."""
+        besides = self._cpu_between / self._time_between * self._time if self._time_between else 0
+        return max(self._cpu - besides, 0) / len(self.seconds)
+
+    def p99(self) -> float:
+        """Return the time within which 99 of 100 scrapes were over."""
+        return sorted(self.seconds)[math.ceil(0.99 * len(self.seconds)) - 1]
+
+
+def _of_size(series: int, seconds: float) -> Iterator[Scrapes]:
+    payload = EMAIL if series <= _SMALL else PUSH
+    campaigns = max(math.ceil(series / payload.series), RATES[-1] if series == _SMALL else 1)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="braze-exporter-bench-")))
-        configuration = stack.enter_context(_simulated_braze(-(-flags.series // _SERIES_PER_CAMPAIGN), folder))
-        ours = stack.enter_context(_braze_exporter(configuration, folder))
-        samples = _samples(ours)
-        plain = stack.enter_context(_plain_exporter(samples, folder))
-        if len(_samples(plain)) != len(samples):
-            raise SystemExit("expected both exporters to serve the same samples")
-        _print_about(series=len(samples), scrapes=flags.scrapes)
-        rows: list[tuple[str, float, float]] = []
-        for name, encoding in (("uncompressed", "identity"), ("gzip", "gzip")):
-            one, other = (_scrape(server, encoding, flags.scrapes) for server in (ours, plain))
-            rows += [
-                (f"{name}: CPU a scrape, ms", one.cpu, other.cpu),
-                (f"{name}: median time, ms", one.median, other.median),
-                (f"{name}: 99th percentile, ms", one.p99, other.p99),
-                (f"{name}: size, KiB", one.size / 1024, other.size / 1024),
-            ]
-        rows.append(("resident memory after that, MiB", _resident(ours), _resident(plain)))
-        _print_table(rows)
+        braze = stack.enter_context(fake_braze(folder, payload))
+        polled = Workspaces(braze, campaigns, math.ceil(campaigns / _CAMPAIGNS_OF_A_WORKSPACE))
+        exporter = stack.enter_context(braze_exporter(folder, polled))
+        compressed = bytes(Client(exporter.url, "/metrics", gzip=True).get())
+        text = gzip.decompress(compressed)
+        there = sum(line.startswith(b"braze_") for line in text.splitlines())
+        beside = stack.enter_context(nginx(folder, {"gzip": compressed, "plain": text}))
+        for rate in RATES:
+            if rate:
+                exporter.poll_at(rate)
+                time.sleep(min(_SETTLING, seconds))
+            with _plain(folder, text, asked=not rate) as plain:
+                for encoded in (False, True):
+                    yield from _in_turns(exporter, beside, plain, Setting(series, there, encoded, rate), seconds)
 
 
 @contextmanager
-def _simulated_braze(campaigns: int, folder: Path) -> Iterator[str]:
-    """Run a simulated Braze; yield the configuration that polls it."""
-    key = folder / "api-key"
-    key.write_text("key-of-the-benchmark", encoding="utf-8")
-    flags = (f"--campaigns={campaigns}", f"--api-key-file={key}", "--web.listen-address=127.0.0.1:0")
-    with _process("-m", "exporter", "simulate", *flags) as braze:
-        yield "".join(takewhile(str.strip, _lines(braze)))  # an empty line ends it
+def _plain(folder: Path, exposition: bytes, *, asked: bool) -> Iterator[Server | None]:
+    """Run the plain exporter where it is asked at all."""
+    if not asked:
+        yield None
+        return
+    with plain_exporter(folder, exposition) as plain:
+        yield plain
 
 
-@contextmanager
-def _braze_exporter(configuration: str, folder: Path) -> Iterator[Server]:
-    """Run braze-exporter until it has polled every campaign."""
-    file, log = folder / "config.yaml", folder / "log"
-    file.write_text(configuration, encoding="utf-8")
-    command = ("-m", "exporter", f"--config.file={file}", "--web.listen-address=127.0.0.1:0")
-    with log.open("w", encoding="utf-8") as output, _process(*command, stderr=output) as process:
-        deadline = time.monotonic() + _STARTING
-        while not (url := _url_when_ready(log)):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"expected every campaign to be polled, got:\n{log.read_text(encoding='utf-8')}")
-            time.sleep(_PAUSE)
-        yield Server(process.pid, url)
+def _in_turns(
+    exporter: Exporter, beside: Server, plain: Server | None, setting: Setting, seconds: float
+) -> Iterator[Scrapes]:
+    """Ask all servers, each for so many seconds."""
+    path = "/gzip" if setting.gzip else "/plain"
+    contestants = [
+        _Contestant(_OURS, exporter, Client(exporter.url, "/metrics", gzip=setting.gzip)),
+        _Contestant(_NGINX, beside, Client(beside.url, path, gzip=setting.gzip)),
+    ]
+    for contestant in contestants:
+        for _ in range(_WARM_UP):
+            contestant.client.get()
+    if plain and (setting.gzip or setting.series < _ONE_FROM):
+        rounds = _ROUNDS if setting.series < _FEW_FROM else 2 if setting.series < _ONE_FROM else 1
+        contestants.append(_Contestant(_PLAIN, plain, Client(plain.url, "/metrics", gzip=setting.gzip), rounds))
+    answers, started = answered(exporter.workspaces.braze).polls, time.monotonic()
+    for turn in range(_ROUNDS):
+        for contestant in contestants:
+            if turn < contestant.rounds:
+                contestant.block(seconds / _ROUNDS)
+    polls = (answered(exporter.workspaces.braze).polls - answers) / (time.monotonic() - started)
+    for contestant in contestants:
+        contestant.client.close()
+        yield Scrapes(
+            server=contestant.name,
+            setting=setting,
+            polls_per_second=polls,
+            scrapes=len(contestant.seconds),
+            p50=statistics.median(contestant.seconds),
+            p99=contestant.p99(),
+            cpu=contestant.cpu(),
+            size=contestant.size,
+            resident=contestant.server.resident(),
+        )
 
 
-def _url_when_ready(log: Path) -> str | None:
-    """Return where braze-exporter answers, by its log, once it says that it is ready."""
-    found = re.search(r"\bhttp://127\.0\.0\.1:\d+", log.read_text(encoding="utf-8"))
-    if found is None:
-        return None
-    connection = http.client.HTTPConnection(urlsplit(found[0]).netloc, timeout=_STARTING)
-    connection.request("GET", "/-/ready")
-    with contextlib.closing(connection):
-        return found[0] if connection.getresponse().status == http.client.OK else None
+def _together(found: Sequence[Scrapes]) -> Iterator[Mapping[str, Scrapes]]:
+    """Yield what was measured in turns, by the name of the server."""
+    for setting in dict.fromkeys(scrapes.setting for scrapes in found):
+        yield {scrapes.server: scrapes for scrapes in found if scrapes.setting == setting}
 
 
-@contextmanager
-def _plain_exporter(samples: Sequence[Sample], folder: Path) -> Iterator[Server]:
-    """Run an exporter of prometheus_client that serves the samples."""
-    file = folder / "samples"
-    lines = (json.dumps((sample.name, sample.labels, sample.value)) + "\n" for sample in samples)
-    file.write_text("".join(lines), encoding="utf-8")
-    with file.open(encoding="utf-8") as given, _process("benchmarks/plain_exporter.py", stdin=given) as process:
-        yield Server(process.pid, _lines(process).readline().strip())
+def _line(servers: Mapping[str, Scrapes]) -> Sequence[str]:
+    ours, beside, plain = servers[_OURS], servers[_NGINX], servers.get(_PLAIN)
+    return (
+        f"{ours.setting.series:,}",
+        _encoding(ours.setting),
+        number(ours.polls_per_second),
+        number(ours.size / 1024),
+        number(1e3 * ours.p50),
+        number(1e3 * ours.p99),
+        number(1e3 * ours.cpu),
+        times(ours.p50 / beside.p50),
+        times(ours.cpu / beside.cpu),
+        times(plain.p50 / ours.p50) if plain else "",
+        times(plain.cpu / ours.cpu) if plain else "",
+        times(plain.resident / ours.resident) if plain else "",
+    )
 
 
-@contextmanager
-def _process(
-    *arguments: str, stdin: IO[str] | int = subprocess.DEVNULL, stderr: IO[str] | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    """Run this Python with the arguments, and end it."""
-    with subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        encoding="utf-8",
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
+def _targets(found: Sequence[Scrapes]) -> Iterator[Target]:
+    for servers in _together(found):
+        ours, beside, plain = servers[_OURS], servers[_NGINX], servers.get(_PLAIN)
+        setting = ours.setting
+        name = f"{setting.wanted_series:,} series, {_encoding(setting)}, {setting.rate} polls/s"
+        match setting:
+            case Setting(wanted_series=100_000, gzip=True, rate=0 | 10):
+                yield Target(f"{name}: p50 to nginx", ours.p50 / beside.p50, f"at most {4 if setting.rate else 2}")
+                if plain:
+                    yield Target(f"{name}: prometheus_client's p50 to ours", plain.p50 / ours.p50, "at least 500")
+            case Setting(wanted_series=500_000):
+                yield Target(f"{name}: p50, ms", 1e3 * ours.p50, "below 100")
+            case Setting(wanted_series=10_000, rate=400):
+                yield Target(f"{name}: p99, ms", 1e3 * ours.p99, "at most 50")
+    for encoded in (False, True):
+        ours_idle = (_OURS, encoded, 0)
+        idle = [one for one in found if (one.server, one.setting.gzip, one.setting.rate) == ours_idle]
+        for fewer, more in pairwise(idle):
+            counts = f"{more.setting.series:,} to {fewer.setting.series:,} series"
+            wanted = f"at most {number(more.size / fewer.size)}, as the bytes"
+            yield Target(f"{counts}, {_encoding(more.setting)}: CPU of a scrape", more.cpu / fewer.cpu, wanted)
 
 
-def _lines(process: subprocess.Popen[str]) -> IO[str]:
-    if process.stdout is None:
-        raise ValueError("expected a process with its output in a pipe")
-    return process.stdout
-
-
-def _samples(server: Server) -> list[Sample]:
-    """Return the samples that both exporters serve: all but those of prometheus_client about the process."""
-    _, body = _get(_connection(server), "identity")
-    families = text_string_to_metric_families(body.decode())
-    return [sample for family in families for sample in family.samples if sample.name.startswith("braze_")]
-
-
-def _scrape(server: Server, encoding: str, times: int) -> Scrapes:
-    """Scrape one time after another, over one connection where the server keeps it, as Prometheus does."""
-    connection = _connection(server)
-    for _ in range(_SCRAPES_TO_WARM_UP):
-        _get(connection, encoding)
-    cpu = _cpu_seconds(server)
-    seconds, body = zip(*(_get(connection, encoding) for _ in range(times)), strict=True)
-    cpu = _cpu_seconds(server) - cpu
-    p99 = sorted(seconds)[math.ceil(0.99 * times) - 1]
-    return Scrapes(1e3 * cpu / times, 1e3 * statistics.median(seconds), 1e3 * p99, len(body[-1]))
-
-
-def _connection(server: Server) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
-
-
-def _get(connection: http.client.HTTPConnection, encoding: str) -> tuple[float, bytes]:
-    """Return the seconds that one scrape took, and its body as it came."""
-    started = time.perf_counter()
-    headers = {"Accept": "text/plain;version=0.0.4", "Accept-Encoding": encoding}
-    connection.request("GET", "/metrics", headers=headers)
-    response = connection.getresponse()
-    body = response.read()
-    seconds = time.perf_counter() - started
-    if response.status != http.client.OK or response.headers.get("Content-Encoding", "identity") != encoding:
-        raise SystemExit(f"expected status 200 and {encoding}, got {response.status} and {response.headers}")
-    return seconds, body
-
-
-def _cpu_seconds(server: Server) -> float:
-    """Return the CPU time of a process, its ended threads included, to the nanosecond: see clock_getcpuclockid(3)."""
-    return time.clock_gettime(~server.pid << 3 | 2)
-
-
-def _resident(server: Server) -> float:
-    """Return the resident memory of a process in MiB."""
-    (kib,) = re.findall(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{server.pid}/status").read_text("utf-8"), re.MULTILINE)
-    return int(kib) / _MIB
-
-
-def _print_about(*, series: int, scrapes: int) -> None:
-    models = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
-    processor = models[0] if models else platform.machine()
-    print(f"{series:,} series, {scrapes} scrapes of each kind, in text format 0.0.4, over loopback")
-    print(f"Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} CPUs ({processor})\n")
-
-
-def _print_table(rows: Sequence[tuple[str, float, float]]) -> None:
-    print(f"{'':34}{'braze-exporter':>16}{'prometheus_client':>20}{'ratio':>9}")
-    for name, ours, plain in rows:
-        print(f"{name:34}{ours:16.2f}{plain:20.2f}{plain / ours:9.2f}")
-
-
-if __name__ == "__main__":
-    main()
+def _encoding(setting: Setting) -> str:
+    return "gzip" if setting.gzip else "plain"

@@ -15,8 +15,9 @@ from tests.servers import Alertmanager, Prometheus, find_program, running_alertm
 Server = TypeVar("Server")
 
 MISSING = "program not installed: "
-# The fixtures of programs whose tests are tests with servers.
-PROGRAMS = {"alertmanager", "amtool", "checker", "chromium", "nginx", "prometheus", "promtool"}
+# The fixtures of programs whose tests are tests with servers, and of those that look at files and end.
+SERVERS = {"alertmanager", "chromium", "nginx", "prometheus"}
+CHECKERS = {"amtool", "checker", "promtool"}
 
 # A busy machine is no failure. What hypothesis sets for CI stays in force.
 hypothesis.settings.register_profile("braze-exporter", hypothesis.settings(), deadline=None)
@@ -30,10 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses a program from outside as a test with servers, so that -m selects it wherever it stands."""
+    """Mark what uses a program from outside, so that -m selects it wherever it stands."""
     for item in items:
-        if isinstance(item, pytest.Function) and PROGRAMS & set(item.fixturenames):
-            item.add_marker("server")
+        if isinstance(item, pytest.Function):
+            if SERVERS & set(item.fixturenames):
+                item.add_marker("server")
+            elif CHECKERS & set(item.fixturenames) and not item.get_closest_marker("server"):
+                item.add_marker("checker")
 
 
 @pytest.fixture(scope="session")

@@ -1,34 +1,48 @@
 """The benchmarks run: what they measure is for people to read."""
 
+import json
 import re
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
 
+from benchmarks.loops import LOOPS
 from tests.servers import ROOT
 
 
-@pytest.mark.server
-def test_scrape() -> None:
-    """The comparison of scrapes ends by itself and prints a row of numbers above zero for each measurement."""
+@pytest.mark.usefixtures("nginx")
+def test_bench(tmp_path: Path) -> None:
+    """The comparison ends by itself, and everybody whom it measures has done something at every place."""
+    file = tmp_path / "bench.json"
+
     result = subprocess.run(
-        [sys.executable, "benchmarks/scrape.py", "--series=1", "--scrapes=2"],
+        [sys.executable, "-m", "benchmarks.bench", "--quick", f"--output={file}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
 
     assert result.returncode == 0, result
-    _, table = result.stdout.split("\n\n")
-    measured = [line[34:].split() for line in table.splitlines()[1:]]
-    assert len(measured) == 9
-    assert all(float(number) > 0 for row in measured for number in row), table
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert list(found) == ["machine", "targets", "scrapes", "polls", "starts", "memory"]
+    assert all(target["name"] in result.stdout for target in found["targets"])
+    servers = Counter(scrapes["server"] for scrapes in found["scrapes"])
+    assert servers == {"braze-exporter": 6, "nginx": 6, "prometheus_client": 2}
+    assert all(scrapes["p99"] >= scrapes["p50"] > 0 for scrapes in found["scrapes"])
+    assert {polls["client"] for polls in found["polls"]} == {"braze-exporter", *LOOPS}
+    assert all(polls["per_second"] > 0 and polls["cpu"] > 0 for polls in found["polls"])
+    assert all(start["ready"] > start["polls"] > 0 and start["cpu"] > 0 for start in found["starts"])
+    few, many = found["memory"]
+    assert few["series"] < many["series"]
 
 
+@pytest.mark.server
 @pytest.mark.usefixtures("promtool")
 def test_rules() -> None:
     """The measurement of the rules ends by itself and prints the cost of each group of each file."""

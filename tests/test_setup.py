@@ -117,7 +117,7 @@ def test_programs_that_are_there_are_not_fetched_again(checkout: Path) -> None:
     write_program(checkout / "bin/apt-get", "exit 100")
     unpacked = checkout / ".cache/debian"
     unpacked.mkdir(parents=True)
-    for package in ("prometheus", "prometheus-alertmanager", "chromium-headless-shell"):
+    for package in ("prometheus", "prometheus-alertmanager", "nginx", "chromium-headless-shell"):
         (unpacked / f"{package}.unpacked").touch()
 
     result = run("make", "programs", folder=checkout)

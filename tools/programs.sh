@@ -1,9 +1,9 @@
 #!/bin/sh
-# tools/programs.sh: unpack Debian's packages of the programs that the tests use into .cache/debian.
+# tools/programs.sh: unpack Debian's packages of the programs that the tests and benchmarks use into .cache/debian.
 # Needs no root: apt works on lists and folders of its own. Where a package cannot be had, it says so and
 # succeeds, and the tests that need the program are skipped.
 set -eu
-packages="prometheus prometheus-alertmanager"
+packages="prometheus prometheus-alertmanager nginx"
 browser=chromium-headless-shell # a Chromium without windows, where none is installed
 
 cd "$(dirname "$0")/.."
@@ -22,6 +22,10 @@ unpack() {
 	mkdir -p "$work/lists/partial" "$work/archives/partial"
 	(cd "$work" && apt update && apt download "$1") || return 1
 	dpkg -x "$work/$1"_*.deb "$root" || return 1
+	mkdir -p "$root/usr/bin"
+	for program in "$root"/usr/sbin/*; do
+		[ ! -e "$program" ] || ln -sf "../sbin/${program##*/}" "$root/usr/bin" # where all others are
+	done
 	touch "$root/$1.unpacked"
 }
 
