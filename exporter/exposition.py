@@ -184,14 +184,14 @@ def render(rows: Iterable[Row]) -> Pieces:
     for row in rows:
         labels = _label_texts(row.labels)
         plain = "{" + ",".join(labels) + "} " if labels else " "
-        around: dict[str, tuple[str, str]] = {}
+        with_label: dict[tuple[str, str], str] = {}
         for family, label, value, suffix in row.samples:
-            text = plain
-            if label is not None:
-                name, label_value = label
-                if name not in around:
-                    around[name] = _around(name, row.labels, labels)
-                text = _escape(label_value).join(around[name])
+            if label is None:
+                text = plain
+            elif label in with_label:
+                text = with_label[label]
+            else:
+                text = with_label[label] = _label_text(row.labels, labels, label)
             lines[family].append(f"{family}{suffix}{text}{value_text(value)}\n")
     return {family: "".join(texts).encode() for family, texts in lines.items()}
 
@@ -225,16 +225,17 @@ def _head(name: str, text: str, kind: str) -> str:
 @lru_cache(maxsize=_SERIES_REMEMBERED)
 def _series(family: str, suffix: str, labels: Labels, label: tuple[str, str] | None) -> str:
     """Return what stands before the number in a sample's line."""
-    pairs = sorted((*labels, label)) if label is not None else labels
-    text = ",".join(f'{name}="{_escape(value)}"' for name, value in pairs)
-    return f"{family}{suffix}{{{text}}} " if text else f"{family}{suffix} "
+    texts = _label_texts(labels)
+    if label is not None:
+        return f"{family}{suffix}{_label_text(labels, texts, label)}"
+    return f"{family}{suffix}{{{','.join(texts)}}} " if texts else f"{family}{suffix} "
 
 
-def _around(name: str, labels: Labels, texts: list[str]) -> tuple[str, str]:
-    """Return the label text before and after the value of one more label, put where the order of names wants it."""
+def _label_text(labels: Labels, texts: list[str], one_more: tuple[str, str]) -> str:
+    """Return the text of labels with one more, put where the order of names wants it."""
+    name, value = one_more
     place = bisect([other for other, _ in labels], name)
-    before, after = texts[:place], texts[place:]
-    return "{" + ",".join([*before, f'{name}="']), ",".join(['"', *after]) + "} "
+    return "{" + ",".join([*texts[:place], f'{name}="{_escape(value)}"', *texts[place:]]) + "} "
 
 
 def _label_texts(labels: Labels) -> list[str]:

@@ -8,6 +8,7 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,10 @@ def clean(text: str) -> str:
     return text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "…"
 
 
+_shared = lru_cache(maxsize=1024)(clean)
+"""The same few names come with every answer: each is kept once, not once for every campaign."""
+
+
 def _date(entry: object) -> date:
     """Return the day as it is written, in whatever zone Braze means; a time of day behind it is ignored."""
     if not isinstance(entry, dict):
@@ -110,8 +115,7 @@ def _day(day: date, path: str, entry: dict[str, object], skipped: list[str]) -> 
         key = (variation.channel, variation.id, variation.name)
         same = variations.get(key)
         variations[key] = variation if same is None else _sum(same, variation)
-    summed = (replace(variation, statistics=_finite(variation.statistics)) for variation in variations.values())
-    return Day(day, _finite(_statistics(entry)), tuple(summed))
+    return Day(day, _finite(_statistics(entry)), tuple(map(_with_finite, variations.values())))
 
 
 def _variations(path: str, messages: object, skipped: list[str]) -> Iterator[Variation]:
@@ -168,7 +172,7 @@ def _statistics(fields: Mapping[str, object]) -> dict[str, float]:
     statistics: dict[str, float] = {}
     for field, value in fields.items():
         if (type(value) is int or type(value) is float) and -_LARGEST <= value <= _LARGEST:
-            name = clean(field)
+            name = _shared(field) if len(field) <= LABEL_LENGTH else clean(field)
             statistics[name] = statistics.get(name, 0.0) + value
     return statistics
 
@@ -178,6 +182,11 @@ def _sum(one: Variation, other: Variation) -> Variation:
     for name, number in other.statistics.items():
         statistics[name] = statistics.get(name, 0.0) + number
     return replace(one, statistics=statistics)
+
+
+def _with_finite(variation: Variation) -> Variation:
+    finite = _finite(variation.statistics)
+    return variation if finite is variation.statistics else replace(variation, statistics=finite)
 
 
 def _finite(statistics: dict[str, float]) -> dict[str, float]:
