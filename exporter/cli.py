@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _GRACE = 0.4  # seconds that running answers have when the process stops
+_M_ARENA_MAX = -8  # see mallopt(3)
 _OPEN_FILES = 64  # at most, besides connections: listening sockets, the log, key files, libraries
 _WATCHING = 1  # seconds between two looks at the files of the web configuration
 
@@ -281,6 +283,7 @@ def _run(
     started: Callable[[Sequence[str]], None] = lambda _: None,
 ) -> int:
     """Poll and serve until a signal, or until an exception that nobody expected; each of `hangups` is a reload."""
+    _use_one_arena()
     watched = WatchedFile(file)  # before it is read: no change in between is missed
     whole, web_config = _load_both(file, flags.web_config_file)
     loaded = shards.part(whole, shard)
@@ -324,6 +327,15 @@ def _run(
                 watched=watched,
             )
         )
+
+
+def _use_one_arena() -> None:
+    """Let glibc give memory to all threads from one place, so that what one has freed the next can use.
+
+    It would keep a place for each of many threads, of which the interpreter runs one at a time.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _reserved(loaded: Config) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from bisect import bisect
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache, lru_cache
@@ -48,13 +48,19 @@ class Snapshot:
     """The pieces of all campaigns at one moment, by family, in the order of the families."""
 
     version: int
-    tables: Sequence[tuple[str, Sequence[bytes]]]
+    tables: deque[tuple[str, list[bytes]]]
 
     def pieces(self, form: Format) -> Iterator[bytes]:
         """Yield what is shown of the campaigns, to be joined, with the lines about each family before its samples."""
         for name, pieces in self.tables:
             yield HEADS[form][name]
             yield from pieces
+
+    def drain(self) -> Iterator[tuple[str, bytes]]:
+        """Yield each family with its samples, and let go of its pieces: by then others have taken their place."""
+        while self.tables:
+            name, pieces = self.tables.popleft()
+            yield name, b"".join(pieces)
 
 
 class Exposition:
@@ -126,8 +132,8 @@ class Exposition:
     def snapshot(self) -> Snapshot:
         """Return what is shown of all campaigns now."""
         with self._lock:
-            tables = [(name, list(table.values())) for name, table in self._tables.items() if table]
-            return Snapshot(self.version, tables)
+            tables = ((name, list(table.values())) for name, table in self._tables.items() if table)
+            return Snapshot(self.version, deque(tables))
 
     def _replace(self, campaign: CampaignKey, pieces: Mapping[str, bytes], shown: int) -> None:
         for name in self._families.pop(campaign, ()):

@@ -296,13 +296,14 @@ class Poller:
     def _outcome(self, key: CampaignKey, client: Client, outcome: object) -> Failure | None:
         """Publish what a poll brought, an answer or a BrazeError; return how it failed, if it did.
 
-        An answer that cannot be read or shown is a failed poll: one answer's trouble is no other campaign's.
+        An answer that cannot be read or shown is a failed poll: one answer's trouble is no other campaign's. They are
+        read one at a time: a crowd of threads that all have work to do slows the interpreter down.
         """
         if isinstance(outcome, BrazeError):
             return self._failed(key, client, Failure(outcome.reason, str(outcome)))
         try:
-            series = parse_data_series(outcome)
             with self._recording:
+                series = parse_data_series(outcome)
                 if self._is_asked_for(key, client):
                     self._record(self._succeeded(self._states[key], series))
                     self._succeeded_at[key] = self._clock.monotonic()

@@ -86,22 +86,23 @@ class Ready:
 
     def make(self, encoding: Encoding) -> Part:
         """Return what is shown at present."""
-        part = _part(encoding, self._exposition.snapshot())
-        self._parts[encoding] = part
-        return part
+        parts = _parts([encoding], self._exposition.snapshot())
+        self._parts.update(parts)
+        return parts[encoding]
 
     def refresh(self) -> None:
         """Make anew what has changed, and forget what nobody asks for."""
         oldest = self._monotonic() - REMEMBERED
-        snapshot = None
+        outdated = []
         for encoding, asked_at in list(self._asked.items()):
             part = self._parts.get(encoding)
             if asked_at < oldest:
                 del self._asked[encoding]
                 self._parts.pop(encoding, None)
             elif part is None or part.version != self._exposition.version:
-                snapshot = snapshot or self._exposition.snapshot()
-                self._parts[encoding] = _part(encoding, snapshot)
+                outdated.append(encoding)
+        if outdated:
+            self._parts.update(_parts(outdated, self._exposition.snapshot()))
 
     def start(self) -> None:
         """Keep ready what is asked for, until stopped."""
@@ -127,21 +128,36 @@ def pause_after(cpu: float) -> float:
     return max(_SHORTEST_PAUSE, cpu / _SHARE)
 
 
-def _part(encoding: Encoding, snapshot: Snapshot) -> Part:
-    if encoding.gzip:
-        return _compressed(encoding.form, snapshot)
-    pieces = list(snapshot.pieces(encoding.form))
-    return Part(snapshot.version, pieces, sum(map(len, pieces)))
+def _parts(encodings: Sequence[Encoding], snapshot: Snapshot) -> dict[Encoding, Part]:
+    """Return the parts of what is shown, in each of the encodings."""
+    parts = {}
+    for encoding in encodings:
+        if not encoding.gzip:
+            pieces = list(snapshot.pieces(encoding.form))
+            parts[encoding] = Part(snapshot.version, pieces, sum(map(len, pieces)))
+    members = [_Member(encoding) for encoding in encodings if encoding.gzip]
+    if members:
+        for name, text in snapshot.drain():
+            for member in members:
+                member.add(HEADS[member.encoding.form][name])
+                member.add(text)
+    return parts | {member.encoding: member.part(snapshot.version) for member in members}
 
 
-def _compressed(form: Format, snapshot: Snapshot) -> Part:
-    compressor = isal_zlib.compressobj(wbits=_RAW_DEFLATE)
-    found, checksum, size = [_GZIP_HEAD], 0, 0
-    for name, pieces in snapshot.tables:
-        text = b"".join((HEADS[form][name], *pieces))
-        checksum = isal_zlib.crc32(text, checksum)
-        size += len(text)
-        found.append(compressor.compress(text))
-    found.append(compressor.flush(isal_zlib.Z_FULL_FLUSH))
-    body = b"".join(found)
-    return Part(snapshot.version, (body,), len(body), checksum, size)
+class _Member:
+    """The beginning of a gzip member."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self.encoding = encoding
+        self._compressor = isal_zlib.compressobj(wbits=_RAW_DEFLATE)
+        self._compressed = [_GZIP_HEAD]
+        self._checksum = self._size = 0
+
+    def add(self, text: bytes) -> None:
+        self._checksum = isal_zlib.crc32(text, self._checksum)
+        self._size += len(text)
+        self._compressed.append(self._compressor.compress(text))
+
+    def part(self, version: int) -> Part:
+        body = b"".join((*self._compressed, self._compressor.flush(isal_zlib.Z_FULL_FLUSH)))
+        return Part(version, (body,), len(body), self._checksum, self._size)
