@@ -18,7 +18,7 @@ from isal import isal_zlib
 from exporter.exposition import HEADS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from exporter.exposition import Exposition, Format, Snapshot
 
@@ -76,6 +76,7 @@ class Ready:
         self._fatal = fatal
         self._asked: dict[Encoding, float] = {}
         self._parts: dict[Encoding, Part] = {}
+        self._keeping = threading.Lock()
         self._stopped = threading.Event()
 
     def part(self, encoding: Encoding) -> Part | None:
@@ -87,7 +88,7 @@ class Ready:
     def make(self, encoding: Encoding) -> Part:
         """Return what is shown at present."""
         parts = _parts([encoding], self._exposition.snapshot())
-        self._parts.update(parts)
+        self._keep(parts)
         return parts[encoding]
 
     def refresh(self) -> None:
@@ -102,7 +103,7 @@ class Ready:
             elif part is None or part.version != self._exposition.version:
                 outdated.append(encoding)
         if outdated:
-            self._parts.update(_parts(outdated, self._exposition.snapshot()))
+            self._keep(_parts(outdated, self._exposition.snapshot()))
 
     def start(self) -> None:
         """Keep ready what is asked for, until stopped."""
@@ -111,6 +112,14 @@ class Ready:
     def stop(self) -> None:
         """Let the thread end; does not wait for it."""
         self._stopped.set()
+
+    def _keep(self, parts: Mapping[Encoding, Part]) -> None:
+        """Put parts in the place of older ones, never of newer ones: counters must not go back."""
+        with self._keeping:
+            for encoding, part in parts.items():
+                known = self._parts.get(encoding)
+                if known is None or known.version <= part.version:
+                    self._parts[encoding] = part
 
     def _run(self) -> None:
         pause = _SHORTEST_PAUSE

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.config import Limits
-from exporter.exposition import Exposition, Format
+from exporter.exposition import Exposition, Format, Snapshot
 from exporter.poller import CampaignState
 from exporter.ready import REMEMBERED, Encoding, Part, Ready, pause_after
 from tests.test_exposition import LIMITS, STATE, STATES
@@ -89,6 +89,27 @@ def test_a_round_makes_what_has_changed() -> None:
     assert changed is not None
     assert changed is not made
     assert decoded(changed) == world.shown(GZIP)
+
+
+def test_numbers_never_go_back() -> None:
+    """A round that took its snapshot before a scrape made a newer part does not put the older one in its place."""
+    world = World(STATE)
+    world.ready.part(GZIP)
+    take = world.exposition.snapshot
+
+    def slowly() -> Snapshot:
+        world.exposition.snapshot = take  # type: ignore[method-assign]
+        snapshot = take()
+        world.exposition.publish(replace(STATE, polls=2))
+        world.ready.make(GZIP)
+        return snapshot
+
+    world.exposition.snapshot = slowly  # type: ignore[method-assign]
+    world.ready.refresh()
+    part = world.ready.part(GZIP)
+
+    assert part is not None
+    assert decoded(part) == world.shown(GZIP)
 
 
 def test_only_what_is_asked_for() -> None:
