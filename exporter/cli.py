@@ -295,12 +295,13 @@ def _run(
             for address in flags.health_addresses or ()
         ]
         process = _Process(loaded, shard)
-        logs.configure(level=flags.log_level, form=flags.log_format, stream=sys.stderr, secrets=lambda: process.secrets)
+        poller = process.poller
+        logs.configure(level=flags.log_level, form=flags.log_format, stream=sys.stderr, secrets=lambda: poller.secrets)
         configuration = Configuration(
             loaded,
             shard=shard,
             read=lambda: shards.part(config.load(file, os.environ), shard),
-            apply=process.poller.apply,
+            apply=poller.apply,
             wall=time.time,
         )
         limits = Limits(
@@ -363,10 +364,6 @@ class _Process:
             )
         except ConfigError as error:  # a key that was there a moment ago
             raise _FailedError(str(error)) from None
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        return self.poller.secrets
 
     async def run(
         self,

@@ -213,7 +213,7 @@ def value_text(value: float) -> str:
     return f"{digits[0]}{point}{digits[1:]}e+{len(whole) - 1:02d}"
 
 
-def head(family: Family, form: Format) -> bytes:
+def _family_head(family: Family, form: Format) -> bytes:
     """Return the HELP and TYPE lines of a family."""
     name, kind = family.name, family.type
     if form is Format.TEXT and kind == "info":
@@ -257,5 +257,5 @@ def _escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
-HEADS = {form: {family.name: head(family, form) for family in FAMILIES} for form in Format}
+HEADS = {form: {family.name: _family_head(family, form) for family in FAMILIES} for form in Format}
 _PLACES = {family.name: place for place, family in enumerate(FAMILIES)}

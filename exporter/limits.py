@@ -28,12 +28,14 @@ class Places:
         """Return the rows that have a place now, in their order; the campaign's other places become free."""
         held = self._held.get(campaign, set())
         room = min(self.limits.series_per_campaign, self.limits.series - self._total + self._sizes.get(campaign, 0))
-        if samples_in(rows) > room:
+        size = samples_in(rows)
+        if size > room:
             rows = _first_that_fit(rows, held, room)
+            size = samples_in(rows)
         self.release(campaign)
         self._held[campaign] = {row.place for row in rows}
-        self._sizes[campaign] = samples_in(rows)
-        self._total += self._sizes[campaign]
+        self._sizes[campaign] = size
+        self._total += size
         return list(rows)
 
     def crowded(self, campaign: Hashable) -> bool:

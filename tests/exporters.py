@@ -1,6 +1,7 @@
 """The exporter as a process that polls a simulated Braze, and what one asks it over HTTP."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,12 +11,18 @@ from pathlib import Path
 import requests
 
 from exporter.simulator import Simulator
-from tests.servers import Program, eventually, running
+from tests.servers import ROOT, Program, eventually, running
 
 KEY = "9f1b-secret-c0ffee-4d5e-api-key"
 COMMAND = (sys.executable, "-m", "exporter")
 ONCE = "interval: 1h"
 """Settings of `poll` with which nothing changes after the first round."""
+
+
+def config_check(file: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Run the exporter with --config.check to its end."""
+    command = (*COMMAND, f"--config.file={file}", *flags, "--config.check")
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def ask(url: str, *, method: str = "GET", **headers: str) -> requests.Response:

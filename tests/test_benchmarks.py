@@ -14,24 +14,24 @@ from benchmarks.loops import LOOPS
 from tests.servers import ROOT
 
 
+def output_of(module: str, *flags: str) -> str:
+    """Run a measurement to its end; return what it prints."""
+    command = [sys.executable, "-m", module, *flags]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == 0, result
+    return result.stdout
+
+
 @pytest.mark.usefixtures("nginx")
 def test_bench(tmp_path: Path) -> None:
     """The comparison ends by itself, and everybody whom it measures has done something at every place."""
     file = tmp_path / "bench.json"
 
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench", "--quick", f"--output={file}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    output = output_of("benchmarks.bench", "--quick", f"--output={file}")
 
-    assert result.returncode == 0, result
     found = json.loads(file.read_text(encoding="utf-8"))
     assert list(found) == ["machine", "targets", "scrapes", "polls", "starts", "memory"]
-    assert all(target["name"] in result.stdout for target in found["targets"])
+    assert all(target["name"] in output for target in found["targets"])
     servers = Counter(scrapes["server"] for scrapes in found["scrapes"])
     assert servers == {"braze-exporter": 6, "nginx": 6, "prometheus_client": 2}
     assert all(scrapes["p99"] >= scrapes["p50"] > 0 for scrapes in found["scrapes"])
@@ -46,17 +46,9 @@ def test_bench(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("promtool")
 def test_rules() -> None:
     """The measurement of the rules ends by itself and prints the cost of each group of each file."""
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.rules", "--campaigns=3", "--evaluations=1", "--every=1", "--panels"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    output = output_of("benchmarks.rules", "--campaigns=3", "--evaluations=1", "--every=1", "--panels")
 
-    assert result.returncode == 0, result
-    about, groups, costliest, verdict, queries = result.stdout.split("\n\n")
+    about, groups, costliest, verdict, queries = output.split("\n\n")
     measured = re.findall(r"^  (\S+) +(\d+) .* (\S+) s +(\S+) s +\S+%$", groups, re.MULTILINE)
     expected = {
         group["name"]: len(group["rules"])

@@ -1,155 +1,33 @@
-"""Tests of exporter.cli: flags in this process; serving, demo, simulate and signals in processes of their own."""
+"""Tests of exporter.cli: what ends by itself in this process, all else and signals in processes of their own."""
 
 import os
 import re
 import resource
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
 import pytest
 
-from exporter import __version__, cli, logs
+from exporter import logs
 from exporter.simulator import Drip, Fault, Hang, Latency, Simulator, Status
-from tests.exporters import COMMAND, KEY, Exporter, ask, configure, running_exporter
+from tests.commands import Run, commands
+from tests.exporters import COMMAND, KEY, Exporter, ask, config_check, configure, running_exporter
 from tests.servers import Program, eventually, running
 
 STOPPING = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 CAMPAIGN = "3bbc4555-8fa0-4c9b-a5c0-4505edf3e064"
 
 
-class Run(Protocol):
-    """Runs a command that ends by itself."""
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        """Return the exit status, and what was written to stdout and to stderr."""
-
-
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Run a command in this process, whose handlers of signals are put back."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    handlers = [signal.getsignal(number) for number in numbers]
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        try:
-            status: object = cli.main(arguments)
-        except SystemExit as wrong_usage:
-            status = wrong_usage.code
-        assert isinstance(status, int)
-        return status, *capfd.readouterr()
-
-    yield run
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)
-
-
-def test_version(run: Run) -> None:
-    """--version names the version of the exporter and of Python, for every command."""
-    for command in ([], ["demo"], ["simulate"]):
-        status, output, errors = run(*command, "--version")
-
-        assert (status, errors) == (0, "")
-        assert re.fullmatch(rf"braze-exporter, version {re.escape(__version__)} \(python 3\.\d+\.\d+\w*\)\n", output)
-
-
-def test_help(run: Run) -> None:
-    """--help lists the commands, and every flag of a command."""
-    status, output, _ = run("--help")
-
-    assert status == 0
-    assert re.findall(r"^  ([a-z]+)  ", output.partition("commands:")[2], re.MULTILINE) == [
-        "demo",
-        "simulate",
-        "health",
-        "check",
-        "print",
-    ]
-    assert {"--config.file", "--config.check", "--web.listen-address", "--web.telemetry-path"} <= flags(output)
-    assert {"--newest-day", "--log.level", "--log.format"} <= flags(run("demo", "--help")[1])
-    assert {"--seed", "--campaigns", "--timezone", "--api-key-file"} <= flags(run("simulate", "--help")[1])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ("--unknown", "unrecognized arguments: --unknown"),
-        ("--config.fil=x", "unrecognized arguments: --config.fil=x"),
-        ("--config.file", "expected one argument"),
-        ("dmeo", "unrecognized arguments: dmeo"),
-        ("--config.check demo", "unrecognized arguments: demo"),
-        ("demo --config.file=x", "unrecognized arguments: --config.file=x"),
-        ("--log.level=trace", "invalid choice: 'trace'"),
-        ("--log.level=INFO", "invalid choice: 'INFO'"),
-        ("--log.format=xml", "invalid choice: 'xml'"),
-        ("--web.listen-address=10105", "expected HOST:PORT, [IPV6]:PORT or :PORT, got '10105'"),
-        ("--web.listen-address=", "got ''"),
-        ("--web.listen-address=:", "got ':'"),
-        ("--web.listen-address=host", "got 'host'"),
-        ("--web.listen-address=:65536", "got ':65536'"),
-        ("--web.listen-address=:-1", "got ':-1'"),
-        ("--web.listen-address=:٣", "got ':٣'"),
-        ("--web.listen-address=::1:80", "got '::1:80'"),
-        ("--web.listen-address=[host]:80", "got '[host]:80'"),
-        ("--web.listen-address=http://host:80", "got 'http://host:80'"),
-        ("--web.listen-address=a..b:80", "got 'a..b:80'"),
-        (f"--web.listen-address={'a' * 64}:80", f"got '{'a' * 64}:80'"),
-        ("--web.telemetry-path=metrics", "expected a path such as /metrics, not below /-/, got 'metrics'"),
-        ("--web.telemetry-path=", "got ''"),
-        ("--web.telemetry-path=/-/metrics", "got '/-/metrics'"),
-        ("--web.telemetry-path=//evil.example", "got '//evil.example'"),
-        ("--web.telemetry-path=/metrics/", "got '/metrics/'"),
-        ("--web.telemetry-path=/../metrics", "got '/../metrics'"),
-        ("--web.telemetry-path=/{path}", "got '/{path}'"),
-        ("--web.telemetry-path=/met?rics", "got '/met?rics'"),
-        ("--web.health.listen-address=10106", "expected HOST:PORT, [IPV6]:PORT or :PORT, got '10106'"),
-        ("--web.max-connections=0", "expected a number from 1 to 100000, got '0'"),
-        ("--web.max-connections=many", "got 'many'"),
-        ("--web.header-timeout=10", "expected a duration from 100ms to 1h such as 10s, got '10'"),
-        ("--web.header-timeout=0s", "got '0s'"),
-        ("--web.write-timeout=2h", "got '2h'"),
-        ("--web.write-timeout=", "got ''"),
-        ("--shard=1", "expected a number below --total-shards, which is 1, got 1; shards are counted from 0"),
-        ("--shard=4 --total-shards=4 --config.check", "which is 4, got 4"),
-        ("--shard=-1 --total-shards=2", "expected a number from 0 to 1023, got '-1'"),
-        ("--shard=first", "got 'first'"),
-        ("--shard=٣ --total-shards=4", "got '٣'"),
-        ("--total-shards=0", "expected a number from 1 to 1024, got '0'"),
-        ("--total-shards=1025", "got '1025'"),
-        ("--total-shards=", "got ''"),
-        ("demo --shard=0", "unrecognized arguments: --shard=0"),
-        ("demo --web.listen-address=:10105", "expected a loopback address such as 127.0.0.1:10105, got ':10105'"),
-        ("demo --web.listen-address=0.0.0.0:1", "got '0.0.0.0:1'"),
-        ("demo --web.listen-address=[::]:1", "got '[::]:1'"),
-        ("demo --web.listen-address=example.com:1", "got 'example.com:1'"),
-        ("demo --newest-day=tomorrow", "invalid choice: 'tomorrow'"),
-        ("simulate --web.listen-address=0.0.0.0:1", "got '0.0.0.0:1'"),
-        ("simulate --campaigns=0", "expected a number from 1 to 100000, got '0'"),
-        ("simulate --campaigns=many", "got 'many'"),
-        ("simulate --seed=x", "invalid int value: 'x'"),
-        ("simulate --timezone=Mars/Olympus", "expected an IANA time zone such as Europe/Berlin, got 'Mars/Olympus'"),
-        ("simulate --timezone=../etc", "got '../etc'"),
-        ("simulate --timezone=", "got ''"),
-    ],
-)
-def test_wrong_usage(arguments: str, expected: str, run: Run) -> None:
-    """Wrong usage ends with status 2, the usage, and one line that says what came and what is right."""
-    status, output, errors = run(*arguments.split(" "))
-
-    assert (status, output) == (2, "")
-    assert errors.startswith("usage: braze-exporter")
-    assert expected in errors.splitlines()[-1]
-
-
-def test_empty_argument(run: Run) -> None:
-    """An empty argument, as an unset variable in a script leaves it, is wrong usage too."""
-    assert run("", "--config.check")[0] == 2
+    """Run a command in this process."""
+    with commands(capfd) as run:
+        yield run
 
 
 @pytest.mark.parametrize("flags", [(), ("--config.check",)])
@@ -346,11 +224,11 @@ def test_simulate(flags: tuple[str, ...], tmp_path: Path) -> None:
     ) as simulator:
         simulator.logged(r"\n\n\Z")
         file = tmp_path / "config.yaml"
-        check = subprocess.run((*COMMAND, f"--config.file={file}", "--config.check"), capture_output=True, check=False)
+        check = config_check(file)
         with running_exporter(file) as exporter:
             up = exporter.samples("braze_campaign_up")
 
-    assert (check.returncode, check.stderr) == (0, b"")
+    assert (check.returncode, check.stderr) == (0, "")
     assert len(up) == (30 if flags else 12)
     assert {*up.values()} == {"1.0"}
     assert KEY not in simulator.output()
@@ -568,11 +446,6 @@ def stopped(program: Program, number: int) -> int:
     """Send a signal, and return the exit status; more than a second is too long."""
     program.process.send_signal(number)
     return program.process.wait(timeout=1)
-
-
-def flags(text: str) -> set[str]:
-    """Return the flags that a help text names at the beginning of a line."""
-    return set(re.findall(r"^  (--[a-z.-]+)", text, re.MULTILINE))
 
 
 def campaigns(samples: dict[str, str]) -> set[str]:

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -17,6 +16,7 @@ import yaml
 from exporter import __version__
 from exporter.flags import SIMULATED_KEY
 from tests.containers import Container, Image, build, running_container
+from tests.exporters import config_check
 from tests.objects import at, each
 from tests.objects import text as text_at
 from tests.servers import ROOT, UNPACKED, eventually, running
@@ -134,13 +134,7 @@ def test_the_configuration_is_right(tmp_path: Path) -> None:
     assert f"api_key_file: {target}\n" in configuration
     file.write_text(configuration.replace(target, str(FOLDER / "simulated-api-key")), encoding="utf-8")
 
-    result = subprocess.run(
-        [sys.executable, "-m", "exporter", "--config.check", f"--config.file={file}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = config_check(file)
 
     assert (result.returncode, result.stderr) == (0, "")
 

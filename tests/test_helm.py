@@ -13,9 +13,8 @@ import yaml
 from exporter import config
 from exporter.shards import MOST_SHARDS
 from tests import objects
-from tests.exporters import COMMAND, KEY
+from tests.exporters import KEY, config_check
 from tests.objects import CHART, KUBERNETES, Checker, Object, at, mapping, text, workload
-from tests.servers import ROOT
 from tools import manifests
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
@@ -191,9 +190,7 @@ def test_the_configuration_is_the_example_of_kustomize(checker: Checker, tmp_pat
     file = tmp_path / "config.yaml"
     file.write_text(configuration.replace("/run/secrets/braze", str(tmp_path)), encoding="utf-8")
 
-    result = subprocess.run(
-        [*COMMAND, f"--config.file={file}", "--config.check"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    result = config_check(file)
 
     assert yaml.safe_load(configuration) == {**base, "limits": {"series": 2_000_000}}
     assert (result.returncode, result.stderr) == (0, "")

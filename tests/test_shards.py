@@ -1,7 +1,6 @@
 """Tests of exporter.shards: ids in, whose they are out; and two exporters that share the campaigns of one Braze."""
 
 import functools
-import subprocess
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -13,8 +12,8 @@ from exporter.config import Campaign, Config, Workspace
 from exporter.schedule import slot
 from exporter.shards import Shard, jump_hash, part, stable_hash
 from exporter.simulator import Simulator
-from tests.exporters import COMMAND, KEY, Exporter, configure, running_exporter
-from tests.servers import ROOT, eventually
+from tests.exporters import KEY, Exporter, config_check, configure, running_exporter
+from tests.servers import eventually
 
 CAMPAIGNS = tuple(Campaign(id=str(UUID(int=number, version=4))) for number in range(500))
 
@@ -109,9 +108,10 @@ def test_the_slot_does_not_depend_on_the_shard() -> None:
 
 
 def check(file: Path, *flags: str) -> str:
-    """Return what --config.check says of a file."""
-    command = [*COMMAND, f"--config.file={file}", "--config.check", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    """Return what --config.check says of a file that is right."""
+    result = config_check(file, *flags)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.mark.server

@@ -12,6 +12,7 @@ import pytest
 
 from exporter import __version__
 from tests.containers import Image, build, leave_out, running_process_1
+from tests.exporters import config_check
 from tests.servers import ROOT, eventually
 
 FOLDER = ROOT / "deploy/systemd"
@@ -137,13 +138,7 @@ def test_the_sample_configuration_is_right(tmp_path: Path) -> None:
     sample = (FOLDER / "config.yaml").read_text(encoding="utf-8")
     file.write_text(re.sub(r"api_key_file: \S+", f"api_key_file: {key}", sample), encoding="utf-8")
 
-    result = subprocess.run(
-        [sys.executable, "-m", "exporter", "--config.check", f"--config.file={file}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = config_check(file)
 
     assert (result.returncode, result.stderr) == (0, "")
 

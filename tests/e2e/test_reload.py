@@ -2,7 +2,6 @@
 
 import re
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from exporter.simulator import Hang, Latency, Simulator
-from tests.exporters import COMMAND, KEY, Exporter, configure, running_exporter
+from tests.exporters import KEY, Exporter, config_check, configure, running_exporter
 from tests.servers import eventually
 
 pytestmark = pytest.mark.server
@@ -63,7 +62,7 @@ def test_over_http(tmp_path: Path, braze: Simulator) -> None:
         bad = reload(exporter)
         refused = exporter.samples("braze_exporter_config")
         kept = shown(exporter)
-        check = subprocess.run((*COMMAND, f"--config.file={file}", "--config.check"), capture_output=True, check=False)
+        check = config_check(file)
         wrong = [exporter.ask("/-/reload", method=method) for method in ("GET", "PUT", "DELETE")]
         configure(tmp_path, braze)
         again = reload(exporter)
@@ -71,7 +70,7 @@ def test_over_http(tmp_path: Path, braze: Simulator) -> None:
         ready = exporter.ready()
 
     assert (good, again) == ((200, "The configuration was reloaded.\n"),) * 2
-    assert bad == (500, check.stderr.decode())
+    assert bad == (500, check.stderr)
     assert "nonsense" in bad[1]
     assert "unknown" in bad[1]
     assert after == kept == set(others)

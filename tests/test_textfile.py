@@ -1,8 +1,6 @@
-"""Tests of exporter.textfile and exporter.progress: the real command against a simulated Braze."""
+"""Tests of exporter.textfile: the real command against a simulated Braze."""
 
-import io
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -13,8 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.metrics import FAMILIES
-from exporter.progress import Progress
-from exporter.simulator import Hang, Latency, Simulator, Status
+from exporter.simulator import Hang, Simulator, Status
 from exporter.textfile import replace_file
 from tests.exporters import COMMAND, KEY, configure
 from tests.servers import eventually
@@ -180,24 +177,6 @@ def test_a_wrong_configuration(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-@server
-def test_progress_on_a_terminal(braze: Simulator, tmp_path: Path) -> None:
-    """A round that takes longer than a second shows on a terminal how far it is; stdout has the text alone."""
-    braze.misbehave(Latency(1.6))
-    terminal, end = pty.openpty()
-    command = [*COMMAND, "print", f"--config.file={configure(tmp_path, braze)}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end) as process:
-        output, _ = process.communicate(timeout=60)
-    os.close(end)
-    shown = os.read(terminal, 65_536).decode()
-    os.close(terminal)
-
-    assert process.returncode == 0
-    assert "] 0 of 12 campaigns\r" in shown
-    assert re.fullmatch(r" +\r", shown.rpartition("campaigns\r")[2])
-    assert output.startswith(b"# HELP braze_")
-
-
 def test_a_reader_keeps_what_it_reads(tmp_path: Path) -> None:
     """The new text is another file: who has the old one open reads it to its end, and there is no moment between."""
     file = tmp_path / "braze.prom"
@@ -221,32 +200,3 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real/file").read_bytes() == b"2"
     assert len(list(tmp_path.glob("**/*"))) == 3
-
-
-class Terminal(io.StringIO):
-    """A stream that says to be a terminal."""
-
-    def isatty(self) -> bool:
-        """Say so."""
-        return True
-
-
-@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
-def test_a_bar(stream: io.StringIO) -> None:
-    """The bar comes after a second, on a terminal only, grows, and is wiped away; a shorter one leaves no rest."""
-    now = 0.0
-    progress = Progress(stream, lambda: now)
-
-    progress.show(1, 2)
-    progress.clear()
-    assert stream.getvalue() == ""
-    now = 1.0
-    progress.show(1000, 2000)
-    progress.show(5, 5)
-    progress.clear()
-    progress.clear()
-
-    half = f"[{'#' * 15}{' ' * 15}] 1,000 of 2,000 campaigns\r"
-    full = f"[{'#' * 30}] 5 of 5 campaigns".ljust(len(half) - 1) + "\r"
-    wiped = " " * len(f"[{'#' * 30}] 5 of 5 campaigns") + "\r"
-    assert stream.getvalue() == (half + full + wiped if stream.isatty() else "")
