@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,11 @@ FIRST, LAST = "# HELP braze_message_", "python_gc_collections_total{"
 
 @pytest.fixture(scope="module")
 def exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exporter]:
-    """An exporter with a few hundred campaigns, so that an answer has many slices."""
-    with (
-        Simulator(api_key=KEY, campaigns=300) as braze,
-        running_exporter(configure(tmp_path_factory.mktemp("exporter"), braze)) as exporter,
-    ):
+    """An exporter with a few hundred campaigns, whose answer has many slices; Braze is gone, so none changes."""
+    with ExitStack() as stack:
+        with Simulator(api_key=KEY, campaigns=300) as braze:
+            file = configure(tmp_path_factory.mktemp("exporter"), braze)
+            exporter = stack.enter_context(running_exporter(file))
         yield exporter
 
 
@@ -46,5 +47,5 @@ def test_chromium(chromium: Path, tmp_path: Path, exporter: Exporter) -> None:
 
 
 def braze_lines(text: str) -> list[str]:
-    """Return what Braze says, which does not change between two polls."""
+    """Return what Braze said."""
     return [line for line in text.splitlines() if line.startswith(("braze_message_", "braze_previous_day_"))]
