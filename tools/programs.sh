@@ -37,7 +37,10 @@ unpack_browser() {
 		-y --no-install-recommends --download-only install "$browser" || return 1
 	for package in "$work"/archives/*.deb; do dpkg -x "$package" "$root" || return 1; done
 	libraries=
-	for folder in "$root"/lib/*-linux-gnu "$root"/usr/lib/*-linux-gnu; do libraries="$libraries:$folder"; done
+	# libpulse looks for a part of itself in a folder of the system.
+	for folder in "$root"/lib/*-linux-gnu "$root"/usr/lib/*-linux-gnu "$root"/usr/lib/*-linux-gnu/pulseaudio; do
+		libraries="$libraries:$folder"
+	done
 	cat >"$root/fonts.conf" <<-END
 		<?xml version="1.0"?>
 		<!DOCTYPE fontconfig SYSTEM "fonts.dtd">
