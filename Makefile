@@ -24,8 +24,10 @@ unit: .venv/.dev ## run the tests without servers, on every supported Python tha
 unit-%: .venvs/%/.dev
 	.venvs/$*/bin/python -m pytest -m $(UNIT) -n auto
 
-servers: .venv/.dev programs checkers ## run the tests with servers, one at a time as some measure time, and those with checkers
-	.venv/bin/python -m pytest -m server
+# Tests with servers wait for most of their time, so there are more of them than cores.
+servers: .venv/.dev programs checkers ## run the tests with servers, of which some measure time and run alone, and those with checkers
+	.venv/bin/python -m pytest -m "server and not alone" -n 4 --dist loadfile
+	.venv/bin/python -m pytest -m alone
 	.venv/bin/python -m pytest -m checker -n auto
 
 programs: ## fetch the programs that the tests with servers use

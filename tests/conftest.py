@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what uses a program from outside, so that -m selects it wherever it stands."""
     for item in items:
         if isinstance(item, pytest.Function):
-            if SERVERS & set(item.fixturenames):
+            if SERVERS & set(item.fixturenames) or item.get_closest_marker("alone"):
                 item.add_marker("server")
             elif CHECKERS & set(item.fixturenames) and not item.get_closest_marker("server"):
                 item.add_marker("checker")

@@ -1,5 +1,6 @@
 """Containers made of namespaces: the image's file system, read-only, and its settings, as an engine would start it."""
 
+import fcntl
 import json
 import os
 import signal
@@ -79,15 +80,17 @@ def build() -> Image:
     """
     if os.geteuid() != 0:
         pytest.skip("expected root: only root can build and start an image without a container engine")
-    built = subprocess.run(
-        ["/usr/bin/env", "make", "--no-print-directory", "image"],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    with (ROOT / ".cache/image.lock").open("w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        built = subprocess.run(
+            ["/usr/bin/env", "make", "--no-print-directory", "image"],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
     if built.returncode != 0 and "apt-get install" in built.stderr:
         leave_out(built.stderr.splitlines()[0])
     assert built.returncode == 0, built.stdout + built.stderr

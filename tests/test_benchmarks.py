@@ -22,6 +22,7 @@ def output_of(module: str, *flags: str) -> str:
     return result.stdout
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("nginx")
 def test_bench(tmp_path: Path) -> None:
     """The comparison ends by itself, and everybody whom it measures has done something at every place."""
@@ -42,7 +43,7 @@ def test_bench(tmp_path: Path) -> None:
     assert few["series"] < many["series"]
 
 
-@pytest.mark.server
+@pytest.mark.alone
 @pytest.mark.usefixtures("promtool")
 def test_rules() -> None:
     """The measurement of the rules ends by itself and prints the cost of each group of each file."""

@@ -317,6 +317,7 @@ def test_two_workspaces(tmp_path: Path) -> None:
     assert shown == {"main"}
 
 
+@pytest.mark.alone
 def test_polls_are_spread_and_in_time(tmp_path: Path) -> None:
     """200 campaigns at 200 ms latency are polled once an interval of 10 s, each in its slot, without bursts."""
     with Simulator(api_key=KEY, campaigns=200) as braze:

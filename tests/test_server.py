@@ -24,7 +24,7 @@ from tests.exporters import COMMAND, KEY, Exporter, ask, configure, running_expo
 from tests.hostile import NEVER, Address, Behaviour, attack, crawl, drip, handshake, hold
 from tests.servers import eventually, running
 
-pytestmark = pytest.mark.server
+pytestmark = pytest.mark.alone
 
 SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 HEALTHY = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -217,6 +217,7 @@ def test_users(user: str, shared: Secured) -> None:
     assert shared.get(user=user, password=PASSWORDS[user] + "x").status == 401
 
 
+@pytest.mark.alone
 def test_who_is_known_does_not_wait_for_who_guesses(shared: Secured) -> None:
     """While many passwords are guessed, those that were right before are answered, and guesses are turned away."""
     assert shared.get(user="slow", password=PASSWORDS["slow"]).status == 200
@@ -230,6 +231,7 @@ def test_who_is_known_does_not_wait_for_who_guesses(shared: Secured) -> None:
     assert statuses <= {b"HTTP/1.1 401 ", b"HTTP/1.1 503 "}
 
 
+@pytest.mark.alone
 def test_a_known_password_does_not_wait_for_a_comparison(secured: Start) -> None:
     """While one password is compared, which takes a second here, many requests with a known one are answered."""
     hashed = bcrypt.hashpw(b"horse", bcrypt.gensalt(14)).decode()
@@ -273,6 +275,7 @@ def test_the_log_says_https(shared: Secured) -> None:
     assert shared.exporter.url.startswith("https://127.0.0.1:")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("behaviour", [handshake, hold, drip])
 def test_handshakes_without_an_end(behaviour: Behaviour, shared: Secured) -> None:
     """Hundreds of clients that do not finish a handshake hinder nobody, and are cut off after the header timeout."""
