@@ -250,7 +250,8 @@ class _Connection(H11Protocol):
     """One connection, which is cut when it takes too long: for the handshake and a request, then for its answer.
 
     One deadline is enough. It is set when the connection is accepted and when the first byte of a further request is
-    there, set anew when an answer begins to leave, and put away when the last byte of it is given to the system.
+    there, put away when the request is there, set anew when an answer begins to leave, and put away when the last byte
+    of it is given to the system.
     """
 
     def __init__(self, server: Server, settings: WebConfig) -> None:
@@ -264,7 +265,7 @@ class _Connection(H11Protocol):
         self._half_closed = False
         self._refused = False
         self._unread = 0  # bytes of a body, or of what follows a refusal
-        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.Handle | None = None
         self._expect(server.limits.header_timeout)
 
     def opened(self, accepted: socket.socket) -> None:
@@ -317,6 +318,9 @@ class _Connection(H11Protocol):
         if self._deadline is None and not self._answering():
             self._expect(self._server.limits.header_timeout)
         super().data_received(data)
+        if self._answering():
+            self._put_deadline_away()  # making the answer is our time
+            self._server.room.answer(self)
 
     def eof_received(self) -> bool:  # type: ignore[override] # uvicorn's returns nothing
         """Keep a connection open whose client sends no more but still reads; with TLS there is no such thing."""
@@ -349,8 +353,6 @@ class _Connection(H11Protocol):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         cycle = self.cycle
         self._unread = 0
-        self._put_deadline_away()  # making the answer is our time
-        self._server.room.answer(self)
 
         async def send_on(message: Message) -> None:
             if cycle.disconnected:
@@ -407,7 +409,17 @@ class _Connection(H11Protocol):
 
     def _expect(self, seconds: float) -> None:
         self._put_deadline_away()
-        self._deadline = self.loop.call_later(seconds, self.drop)
+        self._deadline = self.loop.call_later(seconds, self._overdue)
+
+    def _overdue(self, rounds: int = 2) -> None:
+        """Cut the connection, unless what it waits for is there and was not looked at: a crowd can keep us busy.
+
+        Within two rounds the event loop begins to watch a connection that was just made, and looks at it.
+        """
+        if rounds:
+            self._deadline = self.loop.call_soon(self._overdue, rounds - 1)
+        else:
+            self.drop()
 
     def _put_deadline_away(self) -> None:
         if self._deadline is not None:

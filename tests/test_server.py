@@ -222,6 +222,35 @@ def test_a_request_must_come_to_its_end(text: bytes, exporter: Exporter) -> None
     assert 0.9 < time.monotonic() - started < 8
 
 
+@pytest.mark.parametrize("busy", [1, 2, 3, 4, 5])
+def test_a_busy_server_is_not_the_clients_fault(busy: int) -> None:
+    """A request that was sent in time is answered, however long others keep the server from looking at it."""
+    timeout = 0.1
+
+    async def application(scope: Scope, _: Receive, send: Send) -> None:
+        if scope["path"] == "/busy":
+            time.sleep(2 * timeout)  # noqa: ASYNC251 - that is what busy means
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask() -> list[bytes]:
+        serving = Server(application, headers={}, limits=Limits(header_timeout=timeout))
+        serving.start([server.listen("127.0.0.1", 0)])
+        answers = await asyncio.to_thread(ask_many, serving.listeners[0].getsockname(), busy)
+        await serving.stop(1)
+        return answers
+
+    def ask_many(address: Address, busy: int) -> list[bytes]:
+        with closing(socket.create_connection(address)) as crowd, ExitStack() as stack:
+            crowd.sendall(busy * b"GET /busy HTTP/1.1\r\nHost: x\r\n\r\n")
+            clients = [stack.enter_context(closing(socket.create_connection(address, timeout=10))) for _ in range(20)]
+            for client in clients:
+                client.sendall(HEALTHY)
+            return [client.recv(15) for client in clients]
+
+    assert asyncio.run(ask()) == 20 * [b"HTTP/1.1 200 OK"]
+
+
 def test_a_kept_connection_waits_longer(exporter: Exporter) -> None:
     """Between requests a connection may rest: the header timeout counts from the first byte of a request."""
     with closing(http.client.HTTPConnection(urlsplit(exporter.url).netloc, timeout=10)) as connection:
