@@ -1,8 +1,8 @@
 """A Braze that answers data_series as fast as Python can, for measuring its clients: any campaign, no history.
 
-Each answer has other numbers than all those before it, and each campaign variations of its own, so that nobody can
-keep an answer. GET /answers says how many there were, and how many seconds passed from the first to the last. The URL
-goes to stdout.
+Each answer has other numbers on its last day than all those before it, and each campaign variations of its own, so that
+nobody can keep an answer. Days that are over do not change. GET /answers says how many there were, and how many seconds
+passed from the first to the last. The URL goes to stdout.
 """
 
 import argparse
@@ -11,13 +11,14 @@ import json
 import random
 import re
 import time
+from collections.abc import Sequence
 from email.utils import formatdate
 from itertools import cycle
 from pathlib import Path
 
 PAYLOADS = Path(__file__).parents[1] / "tests/data/payloads"
 
-_FORMS = 97  # of the answer, each with all its numbers different
+_FORMS = 97  # of the answer, each with other numbers on the last day
 _RECIPIENTS = b"77777777"  # stands for the number of unique recipients, which no two answers share
 _FIRST = 10_000_000
 _VARIATION = b"1f0e3dad"  # how the ids of the variations in the payloads begin
@@ -34,7 +35,8 @@ class Answers:
         given = json.loads((PAYLOADS / f"{payload}.json").read_text(encoding="utf-8"))
         data = [{**day, "time": f"2026-03-{date:02}"} for date, day in zip(range(1, days + 1), cycle(given["data"]))]
         numbers = random.Random(payload)  # noqa: S311 - numbers of a benchmark
-        self._bodies = [_form({**given, "data": data}, numbers) for _ in range(_FORMS)]
+        over = [_varied(day, numbers) for day in data[:-1]]
+        self._bodies = [_body(given, over, data[-1], numbers) for _ in range(_FORMS)]
 
     def answer(self, head: bytes) -> bytes:
         """Return the answer, head and body, to a request's head."""
@@ -85,21 +87,23 @@ class Connection(asyncio.Protocol):
                 self._transport.write(answer)
 
 
-def _form(payload: object, numbers: random.Random) -> bytes:
-    """Return the payload with other numbers, as compact as Braze writes it."""
+def _body(payload: dict[str, object], over: Sequence[object], last: object, numbers: random.Random) -> bytes:
+    """Return the payload with the days that are over, and a last one with other numbers, as compact as Braze's."""
+    data = [*over, _varied(last, numbers, recipients=int(_RECIPIENTS))]
+    return json.dumps({**payload, "data": data}, separators=(",", ":")).encode()
 
-    def varied(value: object, name: str = "") -> object:
-        if isinstance(value, dict):
-            return {key: varied(inner, key) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [varied(inner) for inner in value]
-        if name == "unique_recipients":
-            return int(_RECIPIENTS)
-        if isinstance(value, float):
-            return round(numbers.uniform(0, 10_000), 2)
-        return numbers.randrange(100_000) if isinstance(value, int) else value
 
-    return json.dumps(varied(payload), separators=(",", ":")).encode()
+def _varied(value: object, numbers: random.Random, *, recipients: int | None = None, name: str = "") -> object:
+    """Return the same with other numbers; `recipients` are all numbers of unique ones."""
+    if isinstance(value, dict):
+        return {key: _varied(inner, numbers, recipients=recipients, name=key) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_varied(inner, numbers, recipients=recipients) for inner in value]
+    if name == "unique_recipients" and recipients is not None:
+        return recipients
+    if isinstance(value, float):
+        return round(numbers.uniform(0, 10_000), 2)
+    return numbers.randrange(100_000) if isinstance(value, int) else value
 
 
 async def main() -> None:

@@ -11,6 +11,7 @@ import logging
 import math
 import re
 import threading
+from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -92,11 +93,8 @@ class ApiStatistics:
 
     def observe(self, seconds: float) -> None:
         """Count one request that took so long."""
-        bucket = next(
-            (place for place, bound in enumerate(DURATION_BUCKETS) if seconds <= bound), len(DURATION_BUCKETS)
-        )
         self.requests += 1
-        self.durations[bucket] += 1
+        self.durations[bisect_left(DURATION_BUCKETS, seconds)] += 1
         self.duration_sum += seconds
 
 

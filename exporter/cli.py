@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_GARBAGE = 50_000  # objects between two searches for those that refer to each other: polls make crowds that do not
 _GRACE = 0.4  # seconds that running answers have when the process stops
 _M_ARENA_MAX = -8  # see mallopt(3)
 _OPEN_FILES = 64  # at most, besides connections: listening sockets, the log, key files, libraries
@@ -284,6 +286,7 @@ def _run(
 ) -> int:
     """Poll and serve until a signal, or until an exception that nobody expected; each of `hangups` is a reload."""
     _use_one_arena()
+    gc.set_threshold(_GARBAGE)
     watched = WatchedFile(file)  # before it is read: no change in between is missed
     whole, web_config = _load_both(file, flags.web_config_file)
     loaded = shards.part(whole, shard)

@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from exporter.limits import Places, samples_in
-from exporter.metrics import CAMPAIGN_FAMILIES, FAMILIES, day_rows, status_rows
+from exporter.metrics import CAMPAIGN_FAMILIES, DAYS, FAMILIES, LATEST, PREVIOUS, day_rows, status_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from exporter.config import Limits
-    from exporter.metrics import Family, Labels, Row
+    from exporter.metrics import Family, Labels, Row, Series
     from exporter.poller import CampaignKey, CampaignState
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class Exposition:
         self.oldest_valid = 0
         self._places = Places(limits)
         self._dropped: dict[CampaignKey, int] = {}
+        self._whole: dict[CampaignKey, CampaignState] = {}  # shown as they are, with nothing dropped
         self._shown: dict[CampaignKey, int] = {}
         self._families: dict[CampaignKey, tuple[str, ...]] = {}
         self._lock = threading.Lock()
@@ -97,16 +98,23 @@ class Exposition:
         dropped = samples_in(rows) - shown
         if dropped != self._dropped.get(state.key, 0):
             self._log_dropped(state, dropped)
-        pieces = render((*admitted, *status_rows(state, dropped)))
+        standing = set() if dropped else self._standing(state)
+        pieces = render(row for row in (*admitted, *status_rows(state, dropped)) if row.place[0] not in standing)
+        kept = [name for name in self._families.get(state.key, ()) if DAYS.get(name) in standing]
         with self._lock:
             self._dropped[state.key] = dropped
-            self._replace(state.key, pieces, shown)
+            self._replace(state.key, pieces, shown, kept)
+        if dropped:
+            self._whole.pop(state.key, None)
+        else:
+            self._whole[state.key] = state
 
     def withdraw(self, campaign: CampaignKey) -> None:
         """Take everything of a campaign away and free its places."""
         self._places.release(campaign)
         with self._lock:
             self._dropped.pop(campaign, None)
+            self._whole.pop(campaign, None)
             self._replace(campaign, {}, 0)
             self.oldest_valid = self.version
 
@@ -135,14 +143,26 @@ class Exposition:
             tables = ((name, list(table.values())) for name, table in self._tables.items() if table)
             return Snapshot(self.version, deque(tables))
 
-    def _replace(self, campaign: CampaignKey, pieces: Mapping[str, bytes], shown: int) -> None:
+    def _standing(self, state: CampaignState) -> set[str]:
+        """Return which of the two days are shown already, as seldom anything changes of a day that is over."""
+        shown = self._whole.get(state.key)
+        if shown is None or (shown.campaign_name, shown.timezone) != (state.campaign_name, state.timezone):
+            return set()
+        days = ((LATEST, state.latest, shown.latest), (PREVIOUS, state.previous, shown.previous))
+        return {prefix for prefix, day, shown_day in days if day is shown_day}
+
+    def _replace(
+        self, campaign: CampaignKey, pieces: Mapping[str, bytes], shown: int, kept: Sequence[str] = ()
+    ) -> None:
+        """Put pieces in the place of all that a campaign has but what is kept."""
+        families = dict.fromkeys((*kept, *pieces))
         for name in self._families.pop(campaign, ()):
-            if name not in pieces:
+            if name not in families:
                 del self._tables[name][campaign]
         for name, piece in pieces.items():
             self._tables[name][campaign] = piece
-        if pieces:
-            self._families[campaign] = tuple(pieces)
+        if families:
+            self._families[campaign] = tuple(families)
         self.series += shown - self._shown.pop(campaign, 0)
         if shown:
             self._shown[campaign] = shown
@@ -166,8 +186,8 @@ def written(rows: Iterable[Row], form: Format) -> bytes:
     """
     lines: defaultdict[str, list[str]] = defaultdict(list)
     for row in rows:
-        for family, label, value, suffix in row.samples:
-            lines[family].append(f"{_series(family, suffix, row.labels, label)}{value_text(value)}\n")
+        for series, value in row.samples:
+            lines[series[0]].append(f"{_before_value(series, row.labels)}{value_text(value)}\n")
     heads = HEADS[form]
     return b"".join(heads[name] + "".join(lines[name]).encode() for name in sorted(lines, key=_PLACES.__getitem__))
 
@@ -180,7 +200,7 @@ def written_metrics(metrics: Iterable[Metric], form: Format) -> bytes:
         lines.append(_head(name, metric.documentation, metric.type))
         for sample in metric.samples:
             labels = tuple(sorted(sample.labels.items()))
-            lines.append(f"{_series(sample.name, '', labels, None)}{value_text(sample.value)}\n")
+            lines.append(f"{_before_value((sample.name, None, ''), labels)}{value_text(float(sample.value))}\n")
     return "".join(lines).encode()
 
 
@@ -188,23 +208,28 @@ def render(rows: Iterable[Row]) -> Pieces:
     """Return the sample lines of rows by family. Values are finite."""
     lines: defaultdict[str, list[str]] = defaultdict(list)
     for row in rows:
-        labels = _label_texts(row.labels)
-        plain = "{" + ",".join(labels) + "} " if labels else " "
+        texts = _label_texts(row.labels)
+        plain = _braced(texts)
+        around: dict[str, tuple[str, str]] = {}
         with_label: dict[tuple[str, str], str] = {}
-        for family, label, value, suffix in row.samples:
+        for (family, label, suffix), value in row.samples:
             if label is None:
                 text = plain
             elif label in with_label:
                 text = with_label[label]
             else:
-                text = with_label[label] = _label_text(row.labels, labels, label)
-            lines[family].append(f"{family}{suffix}{text}{value_text(value)}\n")
+                if label[0] not in around:
+                    around[label[0]] = _around(row.labels, texts, label[0])
+                before, after = around[label[0]]
+                text = with_label[label] = f"{before}{_escape(label[1])}{after}"
+            number = repr(value) if value < _FIRST_WITH_EXPONENT else value_text(value)
+            lines[family].append(f"{family}{suffix}{text}{number}\n")
     return {family: "".join(texts).encode() for family, texts in lines.items()}
 
 
 def value_text(value: float) -> str:
-    """Return a finite number as Go prints it, which is how prometheus_client does: 1e+06 and up with an exponent."""
-    text = repr(float(value))
+    """Return a finite float as Go prints it, which is how prometheus_client does: 1e+06 and up with an exponent."""
+    text = repr(value)
     if value < _FIRST_WITH_EXPONENT or "e" in text:
         return text
     whole, _, fraction = text.partition(".")
@@ -229,19 +254,25 @@ def _head(name: str, text: str, kind: str) -> str:
 
 
 @lru_cache(maxsize=_SERIES_REMEMBERED)
-def _series(family: str, suffix: str, labels: Labels, label: tuple[str, str] | None) -> str:
+def _before_value(series: Series, labels: Labels) -> str:
     """Return what stands before the number in a sample's line."""
+    family, label, suffix = series
     texts = _label_texts(labels)
-    if label is not None:
-        return f"{family}{suffix}{_label_text(labels, texts, label)}"
-    return f"{family}{suffix}{{{','.join(texts)}}} " if texts else f"{family}{suffix} "
+    if label is None:
+        return f"{family}{suffix}{_braced(texts)}"
+    before, after = _around(labels, texts, label[0])
+    return f"{family}{suffix}{before}{_escape(label[1])}{after}"
 
 
-def _label_text(labels: Labels, texts: list[str], one_more: tuple[str, str]) -> str:
-    """Return the text of labels with one more, put where the order of names wants it."""
-    name, value = one_more
+def _braced(texts: list[str]) -> str:
+    """Return the labels of a line, and the blank before its number."""
+    return "{" + ",".join(texts) + "} " if texts else " "
+
+
+def _around(labels: Labels, texts: list[str], name: str) -> tuple[str, str]:
+    """Return the labels of a line before and after the value of one more, which the order of names puts among them."""
     place = bisect([other for other, _ in labels], name)
-    return "{" + ",".join([*texts[:place], f'{name}="{_escape(value)}"', *texts[place:]]) + "} "
+    return "{" + ",".join([*texts[:place], f'{name}="']), ",".join(['"', *texts[place:]]) + "} "
 
 
 def _label_texts(labels: Labels) -> list[str]:

@@ -34,15 +34,14 @@ class Family:
     type: MetricType = "gauge"
 
 
-Sample = tuple[str, tuple[str, str] | None, float, str]
-"""One number of a family: the family's name, the label that it has beside its row's, the number, a histogram's suffix.
+Series = tuple[str, tuple[str, str] | None, str]
+"""What tells a sample from others of its row: its family's name, a label beside the row's, a histogram's suffix."""
 
-A plain tuple, as each poll makes a hundred of them.
-"""
+Sample = tuple[Series, float]
+"""One number; a plain tuple, as each poll makes a hundred of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """Samples that have their labels in common; `place` tells a campaign's rows apart, whatever its name is."""
 
     place: tuple[str, ...]
@@ -109,7 +108,7 @@ class _Group(NamedTuple):
     """The families of one kind of row on one of the two days; `other` is for statistics that have none."""
 
     families: dict[str, Family]
-    by_statistic: dict[str, tuple[str, tuple[str, str] | None]]
+    by_statistic: dict[str, Series]
     other: str
 
 
@@ -119,9 +118,9 @@ def _group(prefix: str, labels: tuple[str, ...], statistics: dict[str, str], who
         return Family(prefix + name, words, (*labels, *extra))
 
     own = {name: family(name, text, name) for name, text in statistics.items()}
-    by_statistic: dict[str, tuple[str, tuple[str, str] | None]] = {name: (own[name].name, None) for name in own}
+    by_statistic: dict[str, Series] = {name: (own[name].name, None, "") for name in own}
     own["revenue"] = family("revenue_dollars", _REVENUE.format(whose), "revenue")
-    by_statistic["revenue"] = (own["revenue"].name, None)
+    by_statistic["revenue"] = (own["revenue"].name, None, "")
     for statistic, text in {
         "conversions": _CONVERSIONS,
         "conversions_by_send_time": _CONVERSIONS_BY_SEND_TIME,
@@ -129,7 +128,7 @@ def _group(prefix: str, labels: tuple[str, ...], statistics: dict[str, str], who
         own[statistic] = family(statistic, text.format(whose), statistic, "conversion_event")
         for number, event in CONVERSION_EVENTS.items():
             key = statistic.replace("conversions", f"conversions{number}")
-            by_statistic[key] = (own[statistic].name, ("conversion_event", event))
+            by_statistic[key] = (own[statistic].name, ("conversion_event", event), "")
     own["other"] = family("other", _OTHER.format(whose), "<stat>", "stat")
     return _Group({family.name: family for family in own.values()}, by_statistic, own["other"].name)
 
@@ -255,6 +254,9 @@ DAY_FAMILIES: tuple[Family, ...] = tuple(
 )
 """What is known of a campaign's two days: there while its last success is not stale."""
 
+DAYS = {family.name: PREVIOUS if family.name.startswith(PREVIOUS) else LATEST for family in DAY_FAMILIES}
+"""Which of the two days a family is about, by its name: the first part of the `place` of the rows that have it."""
+
 STATUS_FAMILIES: tuple[Family, ...] = (UP, LAST_SUCCESS, POLLS, POLL_FAILURES, POLL_INTERVAL, DROPPED_SERIES)
 """How polling a campaign goes: there while the campaign is configured."""
 
@@ -377,13 +379,12 @@ def _variation_row(state: CampaignState, variation: Variation, groups: _DayGroup
 def _samples(statistics: dict[str, float], group: _Group) -> list[Sample]:
     known, other = group.by_statistic, group.other
     return [
-        (*(known.get(statistic) or (other, ("stat", statistic))), number, "")
-        for statistic, number in statistics.items()
+        (known.get(statistic) or (other, ("stat", statistic), ""), number) for statistic, number in statistics.items()
     ]
 
 
 def _sample(family: Family, value: float, label: tuple[str, str] | None = None, suffix: str = "") -> Sample:
-    return (family.name, label, value, suffix)
+    return ((family.name, label, suffix), float(value))
 
 
 def _campaign_labels(state: CampaignState) -> Labels:

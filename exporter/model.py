@@ -6,11 +6,11 @@ import math
 import re
 import sys
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,8 +27,7 @@ class PayloadError(ValueError):
     """The answer as a whole is not a data series; the text says what was expected and what came."""
 
 
-@dataclass(frozen=True, slots=True)
-class Variation:
+class Variation(NamedTuple):
     """One variation's statistics in one channel on one day; `id` and `name` are empty where Braze sends none."""
 
     channel: str
@@ -126,13 +125,13 @@ def _variations(path: str, messages: object, skipped: list[str]) -> Iterator[Var
         skipped.append(f"{path}: expected an object, got {_kind(messages)}")
         return
     for channel, rows in messages.items():
-        where = f"{path}[{channel[:40]!r}]"
+        name, where = clean(channel), f"{path}[{channel[:40]!r}]"
         if not isinstance(rows, list):
             skipped.append(f"{where}: expected an array, got {_kind(rows)}")
             continue
         for place, row in enumerate(rows):
             try:
-                yield _variation(clean(channel), row)
+                yield _variation(name, row)
             except PayloadError as error:
                 skipped.append(f"{where}[{place}]: {error}")
 
@@ -155,12 +154,14 @@ def _text(row: Mapping[str, object], field: str) -> str:
 def _named(variations: Iterator[Variation]) -> list[Variation]:
     """Give rows that have neither id nor name a number in their channel, one that no real name uses."""
     rows = list(variations)
+    if all(row.id or row.name for row in rows):
+        return rows
     taken = {(row.channel, row.name) for row in rows}
     numbers: defaultdict[str, count[int]] = defaultdict(lambda: count(1))
     for place, row in enumerate(rows):
         if not row.id and not row.name:
             free = (f"unnamed {number}" for number in numbers[row.channel])
-            rows[place] = replace(row, name=next(name for name in free if (row.channel, name) not in taken))
+            rows[place] = row._replace(name=next(name for name in free if (row.channel, name) not in taken))
     return rows
 
 
@@ -181,12 +182,12 @@ def _sum(one: Variation, other: Variation) -> Variation:
     statistics = dict(one.statistics)
     for name, number in other.statistics.items():
         statistics[name] = statistics.get(name, 0.0) + number
-    return replace(one, statistics=statistics)
+    return one._replace(statistics=statistics)
 
 
 def _with_finite(variation: Variation) -> Variation:
     finite = _finite(variation.statistics)
-    return variation if finite is variation.statistics else replace(variation, statistics=finite)
+    return variation if finite is variation.statistics else variation._replace(statistics=finite)
 
 
 def _finite(statistics: dict[str, float]) -> dict[str, float]:

@@ -337,8 +337,8 @@ class Poller:
             last_success=self._clock.wall(),
             failure=None,
             polls=before.polls + 1,
-            latest=series.latest,
-            previous=series.previous if self._poll.previous_day else None,
+            latest=_kept(before.latest, series.latest),
+            previous=_kept(before.previous, series.previous) if self._poll.previous_day else None,
         )
 
     def _record(self, state: CampaignState) -> None:
@@ -500,12 +500,15 @@ class _WorkspacePoller:
         return None
 
     def _ask(self, campaign_id: str, client: Client, permit: Permit) -> None:
+        key = (self.name, campaign_id)
         try:
-            outcome = client.data_series(campaign_id, days=self._poll.days, permit=permit, timeout=self._poll.timeout)
+            answer = client.data_series(campaign_id, days=self._poll.days, permit=permit, timeout=self._poll.timeout)
         except BrazeError as error:
-            failure = self._outcome((self.name, campaign_id), client, error)
+            self._be_free()
+            failure = self._outcome(key, client, error)
         else:
-            failure = self._outcome((self.name, campaign_id), client, outcome)
+            self._be_free()
+            failure = self._outcome(key, client, answer)
             if failure is not None:
                 client.count_failure("data_series", failure.reason)
         with self._changed:
@@ -516,8 +519,17 @@ class _WorkspacePoller:
                 if failure is None:
                     self._succeeded_at = now
                 self._schedule.add_next(campaign_id, succeeded=failure is None, now=now, wall=self._clock.wall())
-            self._idle += 1
             self._changed.notify()
+
+    def _be_free(self) -> None:
+        """Count among those who can wait: what is still to be done needs the processor, not one more thread."""
+        with self._changed:
+            self._idle += 1
+
+
+def _kept(before: Day | None, now: Day | None) -> Day | None:
+    """Return the old day where the new one says the same, so that this is plain to see."""
+    return before if before == now else now
 
 
 def _log_change(before: CampaignState, after: CampaignState) -> None:

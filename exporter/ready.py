@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 REMEMBERED = 300.0
 """Seconds for which an encoding that was asked for is made ready."""
 
-_SHARE = 0.1  # of a core, at most
+_SHARE = 0.05  # of a core, at most
 _SHORTEST_PAUSE = 1.0  # seconds between two rounds
 _GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # deflate, no name, no time, by no system in particular
 _RAW_DEFLATE = -15
@@ -64,8 +64,8 @@ class Part:
 class Ready:
     """The ready parts of those encodings that were asked for lately.
 
-    Once started, it makes them anew when something has changed, at most once a second and with at most a tenth of a
-    core. Any thread may ask. `fatal` is called when its own thread ends by an exception.
+    Once started, it makes them anew when something has changed, at most once a second and with at most a twentieth
+    of a core. Any thread may ask. `fatal` is called when its own thread ends by an exception.
     """
 
     def __init__(

@@ -1,9 +1,11 @@
 """Tests of exporter.exposition: samples in, the bytes that prometheus_client would write out."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -20,7 +22,7 @@ from prometheus_client.samples import Sample as ReferenceSample
 from exporter.braze import ApiStatistics, Reason
 from exporter.config import Limits
 from exporter.exposition import Exposition, Format, value_text, written, written_metrics
-from exporter.metrics import FAMILIES, Row, day_rows, exporter_rows, status_rows, workspace_rows
+from exporter.metrics import DAYS, FAMILIES, Row, day_rows, exporter_rows, status_rows, workspace_rows
 from exporter.model import Day, PayloadError, Variation, clean, parse_data_series
 from exporter.poller import CampaignState, WorkspaceState
 from tests.strategies import ANSWERS
@@ -35,7 +37,7 @@ STATISTICS = st.dictionaries(
     max_size=8,
 )
 VARIATIONS = st.builds(Variation, LABEL_VALUES, LABEL_VALUES, LABEL_VALUES, STATISTICS)
-DAYS = st.builds(
+SOME_DAYS = st.builds(
     Day,
     st.dates(),
     STATISTICS,
@@ -53,8 +55,8 @@ STATES = st.builds(
     st.none(),
     st.integers(0, 10**12),
     st.dictionaries(st.sampled_from(Reason), st.integers(1, 10**7)),
-    st.none() | DAYS,
-    st.none() | DAYS,
+    st.none() | SOME_DAYS,
+    st.none() | SOME_DAYS,
 )
 LIMITS = Limits(series=1_000_000, series_per_campaign=10_000)
 STATE = CampaignState(
@@ -68,6 +70,7 @@ STATE = CampaignState(
     polls=1,
     latest=Day(date(2026, 3, 3), {}, (Variation("email", "1", "", {"sent": 5.0}),)),
 )
+OTHER_DAY = Day(date(2026, 3, 3), {"revenue": 1.5}, (Variation("email", "1", "", {"sent": 6.0, "opens": 1.0}),))
 
 
 class Reference(Collector):
@@ -106,7 +109,7 @@ def metrics_of(rows: list[Row]) -> Iterator[Metric]:
         metric.samples = [
             ReferenceSample(family.name + suffix, dict([*row.labels, *filter(None, [label])]), value)
             for row in rows
-            for family_name, label, value, suffix in row.samples
+            for (family_name, label, suffix), value in row.samples
             if family_name == family.name
         ]
         if metric.samples:
@@ -167,10 +170,10 @@ def test_value_text_can_be_read_back(value: float) -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0, "0.0"),
-        (7, "7.0"),
-        (999_999, "999999.0"),
-        (1_000_000, "1e+06"),
+        (0.0, "0.0"),
+        (7.0, "7.0"),
+        (999_999.0, "999999.0"),
+        (1_000_000.0, "1e+06"),
         (1772323200.5, "1.7723232005e+09"),
         (1e22, "1e+22"),
         (-5e6, "-5000000.0"),
@@ -191,7 +194,7 @@ def test_parsers_read_it_back(states: list[CampaignState]) -> None:
         (family, sorted([*row.labels, *filter(None, [label])]), value)
         for state in states
         for row in (*day_rows(state), *status_rows(state, 0))
-        for family, label, value, _ in row.samples
+        for (family, label, _), value in row.samples
     )
 
     for families in (
@@ -257,6 +260,38 @@ def test_publishing_replaces_what_was() -> None:
     assert "braze_message_sent" not in joined(exposition)
     assert 'variation_name="",workspace="main"} 6.0\n' in joined(exposition)
     assert exposition.shown(STATE.key) == 2
+
+
+@settings(max_examples=500)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([LIMITS, Limits(series=1, series_per_campaign=1)]),
+            st.builds(
+                partial(replace, STATE),
+                campaign_name=st.sampled_from(["Welcome", "Hello"]),
+                timezone=st.sampled_from([ZoneInfo("UTC"), ZoneInfo("Asia/Kolkata")]),
+                latest=st.sampled_from([STATE.latest, OTHER_DAY, None]),
+                previous=st.sampled_from([STATE.latest, OTHER_DAY, None]),
+            ),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_only_the_last_state_counts(states: list[tuple[Limits, CampaignState]]) -> None:
+    """However a campaign came to be what it is, it is shown as if it had never been anything else."""
+    exposition = Exposition(LIMITS)
+    for limits, state in states:
+        exposition.limit(limits, [])
+        exposition.publish(state)
+        assert len(re.findall("^(?:" + "|".join(DAYS) + "){", joined(exposition), re.MULTILINE)) == exposition.series
+    exposition.limit(LIMITS, [state])
+    new = Exposition(LIMITS)
+    new.publish(state)
+
+    assert joined(exposition) == joined(new)
+    assert exposition.series == new.series
 
 
 def test_a_new_name_moves_the_series() -> None:

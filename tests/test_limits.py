@@ -10,7 +10,7 @@ from exporter.metrics import Row
 
 def row(name: str, size: int = 1) -> Row:
     """Return a row with so many samples."""
-    return Row((name,), (("row", name),), tuple(("family", None, number, "") for number in range(size)))
+    return Row((name,), (("row", name),), tuple((("family", None, ""), float(number)) for number in range(size)))
 
 
 ROWS = st.lists(st.builds(row, st.sampled_from("abcdef"), st.integers(0, 4)), max_size=6)

@@ -108,7 +108,7 @@ def test_samples_have_the_labels_of_the_catalogue() -> None:
     labels = {family.name: set(family.labels) for family in FAMILIES}
     seen = set()
     for row in every_row():
-        for family, label, _, _ in row.samples:
+        for (family, label, _), _ in row.samples:
             seen.add(family)
             names = {name for name, _ in row.labels} | ({label[0]} if label else set())
 
@@ -139,7 +139,7 @@ def test_up_is_absent_before_the_first_poll() -> None:
     """A campaign that was not polled yet is neither up nor down, and has no last success; its counter is born at 0."""
     status, _ = status_rows(replace(STATE, up=None, last_success=None, polls=0, failures={}), 0)
 
-    assert {(family, value) for family, _, value, _ in status.samples} == {
+    assert {(family, value) for (family, *_), value in status.samples} == {
         ("braze_campaign_polls_total", 0),
         ("braze_campaign_poll_interval_seconds", 300),
     }
@@ -158,7 +158,7 @@ def test_failures_of_an_api_are_born_at_zero() -> None:
     reasons = [
         label
         for row in workspace_rows(WORKSPACE)
-        for family, label, _, _ in row.samples
+        for (family, label, _), _ in row.samples
         if family == "braze_api_request_failures_total"
     ]
 
@@ -168,7 +168,7 @@ def test_failures_of_an_api_are_born_at_zero() -> None:
 def test_rate_limit_is_absent_until_braze_names_it() -> None:
     """Before an answer with the headers there is no rate limit to show."""
     unknown = replace(WORKSPACE, apis={"data_series": ApiStatistics()})
-    families = {family for row in workspace_rows(unknown) for family, *_ in row.samples}
+    families = {family for row in workspace_rows(unknown) for (family, *_), _ in row.samples}
 
     assert not any("rate_limit" in family for family in families)
 
