@@ -245,7 +245,6 @@ class Client:
         workspace: Workspace,
         *,
         interval: float,
-        connections: int,
         environ: Mapping[str, str],
         monotonic: Callable[[], float],
         random: Random,
@@ -272,7 +271,6 @@ class Client:
         self._key_readable = True
         self._transport = Transport(
             workspace.endpoint,
-            connections=connections,
             headers={
                 "Accept": "application/json",
                 "Accept-Encoding": "gzip",

@@ -132,7 +132,6 @@ class _Asking:
         self._client = Client(
             workspace,
             interval=poll.interval,
-            connections=poll.concurrency,
             environ=environ,
             monotonic=clock.monotonic,
             random=Random(),  # noqa: S311 - jitter

@@ -19,7 +19,6 @@ from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 from exporter.braze import BrazeError, Client, Permit, Reason
-from exporter.config import MOST_CONCURRENCY
 from exporter.model import PayloadError, parse_data_series
 from exporter.schedule import Schedule
 
@@ -245,7 +244,6 @@ class Poller:
                 client = Client(
                     workspace,
                     interval=poll.interval,
-                    connections=MOST_CONCURRENCY,
                     environ=self._environ,
                     monotonic=self._clock.monotonic,
                     random=Random(),  # noqa: S311 - jitter

@@ -1,7 +1,7 @@
 """One GET over requests' connections that is over by its deadline, whatever the other side does.
 
-requests reads the environment and sets up proxies and trust, once; what else it does for each call (cookies, redirects,
-the choice of connections) is not needed here and would take a quarter of a poll's time.
+requests reads the environment and sets up proxies and trust, and urllib3 makes the connections. What both do for each
+call (cookies, redirects, retries, any coding of a body) is not needed here and would take a third of a poll's time.
 
 The timeouts of requests and urllib3 are for each read: a server that sends a byte now and then keeps a request open for
 ever, and name resolution has no timeout at all. Here one thread shuts the sockets of requests whose time is up.
@@ -25,6 +25,7 @@ import socket
 import ssl
 import threading
 import time
+import zlib
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, cast
@@ -41,6 +42,8 @@ from exporter.config import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+_GZIP_WINDOW_BITS = 31
 
 BODY_LIMIT = 16 * 1024 * 1024
 """Bytes of a decoded body; Braze's largest answers are a hundredth of it."""
@@ -89,12 +92,14 @@ class Transport:
     proxy. Redirects are not followed, cookies and netrc files not used.
     """
 
-    def __init__(self, endpoint: str, *, connections: int, headers: Mapping[str, str]) -> None:
+    def __init__(self, endpoint: str, *, headers: Mapping[str, str]) -> None:
         self._headers = dict(headers)
-        self._adapter = _Adapter(pool_connections=1, pool_maxsize=connections)
+        self._adapter = _Adapter()
         self._endpoint = requests.Request("GET", endpoint).prepare()
         self._proxies, self._verify = _environment(endpoint)
         self._pool: HTTPConnectionPool | None = None
+        self._idle: list[_WatchedConnection] = []
+        self._closed = False
         self._watchdog = _Watchdog()
 
     def get(self, target: str, *, authorization: str, deadline: float) -> Reply:
@@ -113,10 +118,11 @@ class Transport:
 
     def close(self) -> None:
         """Close the connections that are not in use, and the others when their requests end; no more are made."""
+        self._closed = True
         self._watchdog.close()
-        if self._pool is not None:
-            self._pool.close()
-        self._adapter.close()
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
     def _outcome(self, target: str, headers: Mapping[str, str], watch: _Watch) -> Reply | TransportError:
         """Return the reply or what became of it; raised here, it would refer to errors below, and they to the key."""
@@ -137,28 +143,35 @@ class Transport:
 
     def _reply(self, target: str, headers: Mapping[str, str], watch: _Watch) -> Reply:
         pool = self._pool or self._connect_pool()
-        raw = pool.urlopen(
-            "GET",
-            target,
-            headers=headers,
-            retries=self._adapter.max_retries,
-            redirect=False,
-            timeout=max(watch.remaining(), 0.001),
-            preload_content=False,
-        )
-        limit = BODY_LIMIT if raw.status == http.client.OK else _ERROR_BODY_LIMIT
+        # urllib3 has no other names for what makes connections and leads them through a proxy.
+        connection = self._kept_connection() or cast("_WatchedConnection", pool._new_conn())  # noqa: SLF001
         try:
-            body = raw.read(limit + 1, decode_content=True)
-        finally:
-            raw.close()  # and the connection, unless it was read to the end
-        if len(body) > BODY_LIMIT:
-            raise TooLarge(f"the answer has more than {BODY_LIMIT} bytes")
-        if raw.status == http.client.OK and not body and raw.length_remaining is None and not raw.chunked:
-            raise http.client.RemoteDisconnected("")  # cut headers, which http.client takes for whole ones
-        return Reply(raw.status, raw.headers, body)
+            connection.timeout = max(watch.remaining(), 0.001)
+            if connection.is_closed and pool.proxy is not None:
+                pool._prepare_proxy(connection)  # noqa: SLF001
+            connection.request("GET", target, headers=headers)
+            with connection.answer() as answer:
+                reply = _read(answer)
+                whole = answer.isclosed()
+        except BaseException:
+            connection.close()
+            raise
+        if whole:
+            self._idle.append(connection)
+        if not whole or self._closed:  # close() may have come before this connection was among the idle ones
+            connection.close()
+        return reply
+
+    def _kept_connection(self) -> _WatchedConnection | None:
+        """Return the connection that was used last and that the other side has not closed since."""
+        with contextlib.suppress(IndexError):  # there is none, or another thread was faster
+            while not (connection := self._idle.pop()).is_connected:
+                connection.close()
+            return connection
+        return None
 
     def _connect_pool(self) -> HTTPConnectionPool:
-        """Return the connections that requests would use, asked for once: it takes as long as a request otherwise."""
+        """Return where requests would get connections from, asked for once: it takes as long as a request otherwise."""
         pool = cast(
             "HTTPConnectionPool",
             self._adapter.get_connection_with_tls_context(self._endpoint, self._verify, proxies=self._proxies),
@@ -168,7 +181,45 @@ class Transport:
         return pool
 
 
-_EXPECTED = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
+def _read(answer: http.client.HTTPResponse) -> Reply:
+    """Read an answer to its end, or to the limit of what is read of an error."""
+    limit = BODY_LIMIT if answer.status == http.client.OK else _ERROR_BODY_LIMIT
+    headers = urllib3.HTTPHeaderDict(answer.headers.items())
+    if len({length.strip() for length in headers.get("Content-Length", "").split(",")}) > 1:
+        raise http.client.IncompleteRead(b"")  # nobody knows where it ends
+    body = answer.read(limit + 1)
+    if answer.length and len(body) <= limit:
+        raise http.client.IncompleteRead(b"", answer.length)
+    if headers.get("Content-Encoding", "").lower() == "gzip":
+        body = _unzipped(body, limit)
+    if len(body) > BODY_LIMIT:
+        raise TooLarge(f"the answer has more than {BODY_LIMIT} bytes")
+    if answer.status == http.client.OK and not body and answer.length is None and not answer.chunked:
+        raise http.client.RemoteDisconnected("")  # cut headers, which http.client takes for whole ones
+    return Reply(answer.status, headers, body)
+
+
+def _unzipped(body: bytes, limit: int) -> bytes:
+    """Return what gzip made a body of, and of what is over the limit one byte more; a body over the limit is cut."""
+    cut = len(body) > limit
+    text = bytearray()
+    while body and len(text) <= limit:
+        member = zlib.decompressobj(wbits=_GZIP_WINDOW_BITS)
+        text += member.decompress(body, limit + 1 - len(text))
+        if not member.eof and not cut and len(text) <= limit:
+            raise zlib.error("the end is missing")
+        body = member.unused_data
+    return bytes(text)
+
+
+_EXPECTED = (
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    OSError,
+    ValueError,
+    zlib.error,
+)
 """What requests and the libraries below it raise when the other side does anything at all."""
 
 _TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d+)")
@@ -186,9 +237,9 @@ def _environment(endpoint: str) -> tuple[dict[str, str], bool | str]:
 
 def _translated(error: Exception) -> TransportError:
     """Name an exception of the libraries below by what happened, in words that are ours or the system's."""
-    if _is(error, urllib3.exceptions.DecodeError):
-        return NotDecoded("the body is not what its Content-Encoding says")
     innermost = list(_chain(error))[-1]
+    if isinstance(error, zlib.error):
+        return NotDecoded("the body is not what its Content-Encoding says")
     if _is(error, ssl.SSLEOFError, ssl.SSLZeroReturnError):
         return NotConnected("the connection was closed")
     if _is(error, ssl.SSLError, urllib3.exceptions.SSLError):
@@ -357,6 +408,10 @@ class _WatchedConnection(HTTPConnection):
 
     response_class = _Response
     _line: _Line | None = None
+
+    def answer(self) -> http.client.HTTPResponse:
+        """Return the answer to what was asked, without what urllib3 would put around it."""
+        return http.client.HTTPConnection.getresponse(self)
 
     def _new_conn(self) -> socket.socket:
         watch = _current_watch.get()

@@ -618,7 +618,6 @@ class NewClient:
         client = Client(
             workspace,
             interval=interval,
-            connections=8,
             environ={"KEY": self.braze.api_key},
             monotonic=monotonic,
             random=random or Hasty(),

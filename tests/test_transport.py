@@ -131,6 +131,7 @@ def test_answers_in_every_form_are_read(answer: bytes, body: bytes) -> None:
         pytest.param(b"HTTP/1.1 200 OK\r\nX: %s\r\n\r\n" % (b"y" * 100_000), NotConnected, id="huge header"),
         pytest.param(zipped(b"{}"), NotDecoded, id="not gzip"),
         pytest.param(zipped(gzip.compress(bytes(1000))[:10] + b"?" * 20), NotDecoded, id="broken gzip"),
+        pytest.param(zipped(gzip.compress(b"{}")[:-5]), NotDecoded, id="gzip without an end"),
         pytest.param(zipped(gzip.compress(b"{}"), length=1000), NotConnected, id="cut gzip"),
     ],
 )
@@ -226,13 +227,25 @@ def test_bodies_of_errors_are_cut(braze: Simulator) -> None:
     assert len(reply.body) < 100_000
 
 
+@pytest.mark.parametrize("size", [1000, 100_000, 10_000_000])
+def test_compressed_bodies_of_errors_are_cut(size: int) -> None:
+    """So is one that is compressed, be it cut before or after that."""
+    body = os.urandom(size) if size == 100_000 else bytes(size)
+    with raw_server(sends(zipped(gzip.compress(body)).replace(b"200 OK", b"500 No"))) as server:
+        reply = ask(server.url)
+
+    assert reply.status == 500
+    assert body.startswith(reply.body)
+    assert min(size, 50_000) <= len(reply.body) < 100_000
+
+
 # -- Time --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", [Hang(), Drip(0.05, "headers"), Drip(0.05, "body")])
 def test_the_deadline_holds(braze: Simulator, fault: Fault) -> None:
     """A server that is silent, or sends a byte now and then, is given up at the deadline."""
-    with closing(Transport(braze.url, connections=1, headers={})) as transport:
+    with closing(Transport(braze.url, headers={})) as transport:
         for _ in ("on a new connection", "on a kept one"):
             braze.misbehave(fault, times=1)
             started = time.monotonic()
@@ -271,7 +284,7 @@ def test_a_deadline_in_the_past() -> None:
 
 def test_the_earliest_of_many_deadlines_counts(braze: Simulator) -> None:
     """A request whose deadline comes before those of requests that run already is ended first."""
-    with closing(Transport(braze.url, connections=2, headers={})) as transport, ThreadPoolExecutor(1) as others:
+    with closing(Transport(braze.url, headers={})) as transport, ThreadPoolExecutor(1) as others:
         braze.misbehave(Hang(), times=1)
         running = others.submit(get, transport, timeout=LONG)
         eventually(lambda: braze.requests, what="a request that runs")
@@ -338,7 +351,7 @@ def test_a_resolver_that_hangs_is_left_behind() -> None:
 
 def test_connections_are_kept(braze: Simulator) -> None:
     """Requests in a row share one connection, errors among them."""
-    with closing(Transport(braze.url, connections=4, headers={})) as transport:
+    with closing(Transport(braze.url, headers={})) as transport:
         for status in (200, 404, 500, 401, 204, 304, 429, 307, 200):
             if status != 200:
                 braze.misbehave(Status(status), times=1)
@@ -349,7 +362,7 @@ def test_connections_are_kept(braze: Simulator) -> None:
 
 def test_threads_share_connections(braze: Simulator) -> None:
     """Any number of threads may ask at once; there are no more connections than threads."""
-    with closing(Transport(braze.url, connections=8, headers={})) as transport, ThreadPoolExecutor(8) as threads:
+    with closing(Transport(braze.url, headers={})) as transport, ThreadPoolExecutor(8) as threads:
         replies = list(threads.map(lambda _: get(transport), range(200)))
 
     assert {reply.status for reply in replies} == {200}
@@ -358,7 +371,7 @@ def test_threads_share_connections(braze: Simulator) -> None:
 
 def test_a_connection_that_the_server_has_closed_is_replaced() -> None:
     """Servers close what is idle; the next request does not fail for it."""
-    with raw_server(sends(OK)) as server, closing(Transport(server.url, connections=1, headers={})) as transport:
+    with raw_server(sends(OK)) as server, closing(Transport(server.url, headers={})) as transport:
         for number in (1, 2, 3):
             assert get(transport).body == b"{}"
             eventually(lambda: server.ended, what="a closed connection")
@@ -407,7 +420,7 @@ def test_close_ends_idle_connections() -> None:
         hangs(connection)
 
     with raw_server(keep) as server:
-        transport = Transport(server.url, connections=1, headers={})
+        transport = Transport(server.url, headers={})
         get(transport)
         assert not server.ended
         transport.close()
@@ -419,7 +432,7 @@ def test_close_ends_idle_connections() -> None:
 
 def test_close_lets_running_requests_end(braze: Simulator) -> None:
     """The deadline of a request that runs at the time of close still holds."""
-    transport = Transport(braze.url, connections=1, headers={})
+    transport = Transport(braze.url, headers={})
     braze.misbehave(Drip(0.05))
     with ThreadPoolExecutor(1) as others:
         running = others.submit(get, transport, timeout=2 * SOON)
@@ -429,9 +442,29 @@ def test_close_lets_running_requests_end(braze: Simulator) -> None:
         assert isinstance(running.exception(), TimedOut)
 
 
+def test_no_connection_is_kept_after_close() -> None:
+    """A request that runs at the time of close has its answer, and then its connection is closed, too."""
+    closed = threading.Event()
+
+    def answer_late(connection: socket.socket) -> None:
+        closed.wait(LONG)
+        connection.sendall(OK)
+        hangs(connection)
+
+    with raw_server(answer_late) as server, ThreadPoolExecutor(1) as others:
+        transport = Transport(server.url, headers={})
+        running = others.submit(get, transport)
+        eventually(lambda: server.requests, what="a request that runs")
+        transport.close()
+        closed.set()
+
+        assert running.result().body == b"{}"
+        eventually(lambda: server.ended, what="a closed connection")
+
+
 def test_no_thread_waits_for_a_deadline_after_close(braze: Simulator) -> None:
     """When the last request of a closed transport is over, its thread ends, however far away the deadline was."""
-    transport = Transport(braze.url, connections=1, headers={})
+    transport = Transport(braze.url, headers={})
     braze.misbehave(Hang())
     with ThreadPoolExecutor(1) as others:
         running = others.submit(get, transport, timeout=10 * LONG)
@@ -450,7 +483,7 @@ def test_nothing_leaks() -> None:
     faults = [None, Hang(), Cut(0), Cut(40), Cut(400), Drip(0.02), Status(500), Status(401), Body(bytes(1 << 20))]
     threads, files = threading.active_count(), open_files()
     with Simulator() as braze:
-        transport = Transport(braze.url, connections=2, headers={})
+        transport = Transport(braze.url, headers={})
         for fault in (faults * 23)[:200]:
             if fault is not None:
                 braze.misbehave(fault, times=1)
@@ -468,9 +501,7 @@ def test_nothing_leaks() -> None:
 def test_requests_hold_what_they_should(raw: Callable[["Serve"], "RawServer"]) -> None:
     """A request is the target, the given headers and the key: no cookie, nothing of the libraries' own."""
     server = raw(sends(OK.replace(b"\r\n\r\n", b"\r\nSet-Cookie: a=b\r\n\r\n")))
-    with closing(
-        Transport(server.url, connections=1, headers={"Accept-Encoding": "gzip", "User-Agent": "x"})
-    ) as transport:
+    with closing(Transport(server.url, headers={"Accept-Encoding": "gzip", "User-Agent": "x"})) as transport:
         for _ in range(2):
             get(transport)
             eventually(lambda: server.ended, what="a closed connection")
@@ -740,7 +771,7 @@ def certificate(openssl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def ask(url: str, *, timeout: float = LONG) -> Reply:
     """Ask once over a transport of its own."""
-    with closing(Transport(url, connections=1, headers={})) as transport:
+    with closing(Transport(url, headers={})) as transport:
         return get(transport, timeout=timeout)
 
 
@@ -762,7 +793,7 @@ import sys, time
 from exporter.transport import Transport, TransportError
 url, target, key, timeout = sys.argv[1:]
 try:
-    reply = Transport(url, connections=1, headers={}).get(
+    reply = Transport(url, headers={}).get(
         target, authorization=key, deadline=time.monotonic() + float(timeout)
     )
     print(reply.status)
