@@ -654,6 +654,7 @@ def raw_server(serve: Serve, *, certificate: Path | None = None) -> Iterator[Raw
         def run() -> None:
             while True:
                 connection, _ = listener.accept()
+                connection.settimeout(30)  # a client that never goes fails its test, and hangs none
                 with closing(connection), suppress(OSError):
                     if stopping.is_set():
                         return
