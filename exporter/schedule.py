@@ -39,6 +39,7 @@ class Schedule:
         self._interval = interval
         self._campaigns: set[str] = set()
         self._asked: set[str] = set()
+        self._hurried: set[str] = set()  # of those that are being asked
         self._turns: dict[str, _Turn] = {}
         self._heap: list[_Turn] = []  # those turns, and some that are no longer meant
         self._order = 0
@@ -64,7 +65,8 @@ class Schedule:
             self._wait(campaign_id, min(due, now + until_next_slot(campaign_id, interval, wall)))
 
     def hurry(self, now: float) -> None:
-        """Let all campaigns be due, in the order in which they wait."""
+        """Let all campaigns be due, in the order in which they wait, and of those that are asked all that fail."""
+        self._hurried |= self._asked
         for due, _, campaign_id in sorted(self._turns.values()):
             self._wait(campaign_id, min(due, now))
 
@@ -86,11 +88,14 @@ class Schedule:
     def add_next(self, campaign_id: str, *, succeeded: bool, now: float, wall: float) -> None:
         """Let a campaign that was just asked wait for its next slot; slots that have passed meanwhile are skipped."""
         wait = until_next_slot(campaign_id, self._interval, wall)
-        self.put_back(campaign_id, now + (wait if succeeded else min(wait, LONGEST_WAIT_AFTER_FAILURE)))
+        if not succeeded:
+            wait = 0 if campaign_id in self._hurried else min(wait, LONGEST_WAIT_AFTER_FAILURE)
+        self.put_back(campaign_id, now + wait)
 
     def put_back(self, campaign_id: str, due: float) -> None:
         """Let a campaign that was just asked wait for a time, unless it was removed meanwhile."""
         self._asked.remove(campaign_id)
+        self._hurried.discard(campaign_id)
         if campaign_id in self._campaigns:
             self._wait(campaign_id, due)
 
