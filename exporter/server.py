@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ACCEPTED_AT_ONCE = 16  # connections, before those that are open have their turn
+_AT_LEAST = 0.05  # seconds that a connection has for its request, however many others wait to be let in
 _BACKLOG = 1024
 _COMPLAINTS = 60  # seconds between two log lines about the same trouble
 _IN_FLIGHT = 1 << 18  # bytes that the system takes before a client has them; it doubles this
@@ -110,7 +111,7 @@ class Server:
     ) -> None:
         self.application = _Guard(application, headers, settings)
         self.limits = limits
-        self.room = _Room(limits.connections)
+        self.room = _Room(limits.connections, time.monotonic)
         self.state = ServerState()
         self.config = uvicorn.Config(
             application,
@@ -155,23 +156,28 @@ class Server:
             asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        # A request takes some rounds of the event loop to be seen: in a small house, too, its connection must be there
-        # by then.
-        for _ in range(min(_ACCEPTED_AT_ONCE, self.limits.connections // 8 or 1)):
+        for _ in range(_ACCEPTED_AT_ONCE):
+            if wait := self.room.next_free():
+                self._pause(listener, wait)
+                return
             try:
                 accepted, _ = listener.accept()
             except OSError as error:
                 if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
-                    self._pause(listener, error)
+                    self._make_room(listener, error)
                 return  # nobody is there, or not any more
             accepted.setblocking(False)
             self._take(accepted)
 
-    def _pause(self, listener: socket.socket, error: OSError) -> None:
-        """Leave the others in the queue for a moment: the socket would be reported again at once, and for ever."""
+    def _pause(self, listener: socket.socket, seconds: float) -> None:
+        """Leave the others in the queue for a moment."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(listener)
-        loop.call_later(_PAUSE, self._resume, listener)
+        loop.call_later(seconds, self._resume, listener)
+
+    def _make_room(self, listener: socket.socket, error: OSError) -> None:
+        """Drop a connection where the system has no room for more; the socket would be reported again and again."""
+        self._pause(listener, _PAUSE)
         self.room.make()
         if time.monotonic() - self._complained >= _COMPLAINTS:
             self._complained = time.monotonic()
@@ -201,21 +207,29 @@ class Server:
 
 
 class _Room:
-    """The connections that there are, in the order in which they came to wait for a request or for an answer."""
+    """The connections that there are, with the times since when they wait for a request or for an answer."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
         self._limit = limit
-        self._waiting: OrderedDict[_Connection, None] = OrderedDict()
-        self._answering: OrderedDict[_Connection, None] = OrderedDict()
+        self._clock = clock
+        self._waiting: OrderedDict[_Connection, float] = OrderedDict()
+        self._answering: OrderedDict[_Connection, float] = OrderedDict()
 
     def all(self) -> list[_Connection]:
         return [*self._waiting, *self._answering]
 
+    def next_free(self) -> float:
+        """Return in how many seconds one more may enter: at once, or when another has had its time."""
+        if len(self._waiting) + len(self._answering) < self._limit:
+            return 0
+        since = next(iter((self._waiting or self._answering).values()))
+        return max(0, since + _AT_LEAST - self._clock())
+
     def enter(self, connection: _Connection) -> None:
-        """Let a new connection in; in a full house others make way."""
-        while len(self._waiting) + len(self._answering) >= self._limit:
+        """Let a new connection in; in a full house another makes way."""
+        if len(self._waiting) + len(self._answering) >= self._limit:
             self.make()
-        self._waiting[connection] = None
+        self._waiting[connection] = self._clock()
 
     def make(self) -> None:
         """Drop one: who has waited longest without a request, else whose answer takes longest."""
@@ -229,13 +243,13 @@ class _Room:
         """Note that a request is there."""
         if connection in self._waiting:
             del self._waiting[connection]
-            self._answering[connection] = None
+            self._answering[connection] = self._clock()
 
     def wait(self, connection: _Connection) -> None:
         """Note that its answer is gone."""
         if connection in self._answering:
             del self._answering[connection]
-            self._waiting[connection] = None
+            self._waiting[connection] = self._clock()
 
     def leave(self, connection: _Connection) -> None:
         self._waiting.pop(connection, None)

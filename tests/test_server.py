@@ -369,6 +369,20 @@ def test_a_flood_beyond_the_limit_on_connections(tmp_path: Path) -> None:
             eventually(lambda: state.closed > 300, what="connections that made way")
 
 
+def test_a_flood_leaves_time_to_ask(tmp_path: Path) -> None:
+    """However many wait to be let in, who is in has a moment for its request."""
+    with (
+        Simulator(api_key=KEY, campaigns=1) as braze,
+        running_exporter(configure(tmp_path, braze), "--web.max-connections=10") as exporter,
+    ):
+        started = time.monotonic()
+        with attack(address(exporter), 200, hold, again=True) as state:
+            eventually(lambda: state.closed > 100, what="connections that made way")
+            closed, seconds = state.closed, time.monotonic() - started
+
+    assert closed <= 10 * (seconds / 0.05 + 1)
+
+
 @pytest.mark.parametrize("polls", [1, 2])
 def test_a_flood_up_to_the_limit_on_open_files(polls: int, tmp_path: Path) -> None:
     """Where the limit on open files is low, fewer connections are held, so that polls and scrapes go on."""
