@@ -111,7 +111,7 @@ class Server:
     ) -> None:
         self.application = _Guard(application, headers, settings)
         self.limits = limits
-        self.room = _Room(limits.connections, time.monotonic)
+        self.room = _Room(limits.connections)
         self.state = ServerState()
         self.config = uvicorn.Config(
             application,
@@ -209,9 +209,8 @@ class Server:
 class _Room:
     """The connections that there are, with the times since when they wait for a request or for an answer."""
 
-    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._clock = clock
         self._waiting: OrderedDict[_Connection, float] = OrderedDict()
         self._answering: OrderedDict[_Connection, float] = OrderedDict()
 
@@ -223,13 +222,13 @@ class _Room:
         if len(self._waiting) + len(self._answering) < self._limit:
             return 0
         since = next(iter((self._waiting or self._answering).values()))
-        return max(0, since + _AT_LEAST - self._clock())
+        return max(0, since + _AT_LEAST - time.monotonic())
 
     def enter(self, connection: _Connection) -> None:
         """Let a new connection in; in a full house another makes way."""
         if len(self._waiting) + len(self._answering) >= self._limit:
             self.make()
-        self._waiting[connection] = self._clock()
+        self._waiting[connection] = time.monotonic()
 
     def make(self) -> None:
         """Drop one: who has waited longest without a request, else whose answer takes longest."""
@@ -243,13 +242,13 @@ class _Room:
         """Note that a request is there."""
         if connection in self._waiting:
             del self._waiting[connection]
-            self._answering[connection] = self._clock()
+            self._answering[connection] = time.monotonic()
 
     def wait(self, connection: _Connection) -> None:
         """Note that its answer is gone."""
         if connection in self._answering:
             del self._answering[connection]
-            self._waiting[connection] = self._clock()
+            self._waiting[connection] = time.monotonic()
 
     def leave(self, connection: _Connection) -> None:
         self._waiting.pop(connection, None)
