@@ -80,6 +80,7 @@ def build() -> Image:
     """
     if os.geteuid() != 0:
         pytest.skip("expected root: only root can build and start an image without a container engine")
+    (ROOT / ".cache").mkdir(exist_ok=True)
     with (ROOT / ".cache/image.lock").open("w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
         built = subprocess.run(

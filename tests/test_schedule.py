@@ -141,18 +141,18 @@ def test_hurry() -> None:
     assert [schedule.take(), schedule.next_due(), schedule.take(), schedule.take()] == ["b", 6.0, "a", "c"]
 
 
-@pytest.mark.parametrize(("succeeded", "soon"), [(False, True), (True, False)])
-def test_hurry_while_one_is_asked(succeeded: bool, soon: bool) -> None:  # noqa: FBT001 - parameters
+@pytest.mark.parametrize(("succeeded", "expected"), [(False, [7.0, 307.0]), (True, [606.0, 606.0])])
+def test_hurry_while_one_is_asked(succeeded: bool, expected: list[float]) -> None:  # noqa: FBT001 - a parameter
     """A campaign that is being asked meanwhile is due at once, too, unless its poll succeeds; and that only once."""
     schedule = asking("a", 600)
     schedule.hurry(6.0)
     due = []
-    for wall in (slot("a", 600) + 1, slot("a", 600) + 1):
-        schedule.add_next("a", succeeded=succeeded, now=7.0, wall=wall)
+    for _ in expected:
+        schedule.add_next("a", succeeded=succeeded, now=7.0, wall=slot("a", 600) + 1)
         due.append(schedule.next_due())
         schedule.take()
 
-    assert due == [7.0 if soon else 606.0, 307.0 if not succeeded else 606.0]
+    assert due == expected
 
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "remove", "take", "end", "interval"]), st.sampled_from("abc"))))

@@ -6,9 +6,10 @@ import re
 import resource
 import socket
 import statistics
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -33,14 +34,20 @@ PROMPT = 0.25  # seconds that a scrape may take beside an attack, in the middle 
 SHORT = ("--web.header-timeout=1s", "--web.write-timeout=2s")
 
 
+@contextmanager
+def polled_once(folder: Path, *flags: str, campaigns: int = 1) -> Iterator[Exporter]:
+    """Run an exporter after its first and, for an hour, only round."""
+    with (
+        Simulator(api_key=KEY, campaigns=campaigns) as braze,
+        running_exporter(configure(folder, braze), *flags) as exporter,
+    ):
+        yield exporter
+
+
 @pytest.fixture(scope="module")
 def exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exporter]:
-    """An exporter after its first and, for an hour, only round, that waits for nobody longer than a second."""
-    folder = tmp_path_factory.mktemp("exporter")
-    with (
-        Simulator(api_key=KEY, campaigns=LARGE) as braze,
-        running_exporter(configure(folder, braze), *SHORT) as exporter,
-    ):
+    """An exporter that waits for nobody longer than a second."""
+    with polled_once(tmp_path_factory.mktemp("exporter"), *SHORT, campaigns=LARGE) as exporter:
         yield exporter
 
 
@@ -222,33 +229,51 @@ def test_a_request_must_come_to_its_end(text: bytes, exporter: Exporter) -> None
     assert 0.9 < time.monotonic() - started < 8
 
 
+class Leaping(asyncio.SelectorEventLoop):
+    """An event loop whose clock can be put forward."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        """Return seconds."""
+        return super().time() + self.ahead
+
+
 @pytest.mark.parametrize("busy", [1, 2, 3, 4, 5])
 def test_a_busy_server_is_not_the_clients_fault(busy: int) -> None:
     """A request that was sent in time is answered, however long others keep the server from looking at it."""
-    timeout = 0.1
+    loop, sent = Leaping(), threading.Event()
 
     async def application(scope: Scope, _: Receive, send: Send) -> None:
         if scope["path"] == "/busy":
-            time.sleep(2 * timeout)  # noqa: ASYNC251 - that is what busy means
+            sent.wait(10)
+            loop.ahead += 2 * Limits().header_timeout
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
+    def ask_all(address: Address) -> list[bytes]:
+        with ExitStack() as stack:
+
+            def connected() -> socket.socket:
+                return stack.enter_context(closing(socket.create_connection(address, timeout=10)))
+
+            early = [connected() for _ in range(10)]
+            connected().sendall(busy * b"GET /busy HTTP/1.1\r\nHost: x\r\n\r\n")
+            clients = [*early, *(connected() for _ in range(10))]
+            for client in clients:
+                client.sendall(HEALTHY)
+            sent.set()
+            return [client.recv(15) for client in clients]
+
     async def ask() -> list[bytes]:
-        serving = Server(application, headers={}, limits=Limits(header_timeout=timeout))
+        serving = Server(application, headers={}, limits=Limits())
         serving.start([server.listen("127.0.0.1", 0)])
-        answers = await asyncio.to_thread(ask_many, serving.listeners[0].getsockname(), busy)
+        answers = await asyncio.to_thread(ask_all, serving.listeners[0].getsockname())
         await serving.stop(1)
         return answers
 
-    def ask_many(address: Address, busy: int) -> list[bytes]:
-        with closing(socket.create_connection(address)) as crowd, ExitStack() as stack:
-            crowd.sendall(busy * b"GET /busy HTTP/1.1\r\nHost: x\r\n\r\n")
-            clients = [stack.enter_context(closing(socket.create_connection(address, timeout=10))) for _ in range(20)]
-            for client in clients:
-                client.sendall(HEALTHY)
-            return [client.recv(15) for client in clients]
-
-    assert asyncio.run(ask()) == 20 * [b"HTTP/1.1 200 OK"]
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        assert runner.run(ask()) == 20 * [b"HTTP/1.1 200 OK"]
 
 
 def test_a_kept_connection_waits_longer(exporter: Exporter) -> None:
@@ -324,11 +349,7 @@ def test_an_attack(name: str, exporter: Exporter) -> None:
 
 def test_a_full_house(tmp_path: Path) -> None:
     """When there are too many connections, those that waited longest without a request go, and new ones are served."""
-    with (
-        Simulator(api_key=KEY, campaigns=1) as braze,
-        running_exporter(configure(tmp_path, braze), "--web.max-connections=10") as exporter,
-        ExitStack() as stack,
-    ):
+    with polled_once(tmp_path, "--web.max-connections=10") as exporter, ExitStack() as stack:
         first, *others = [stack.enter_context(closing(connect(exporter))) for _ in range(10)]
         eventually(lambda: open_sockets(exporter) == 10, what="ten connections")
 
@@ -344,8 +365,7 @@ def test_a_full_house(tmp_path: Path) -> None:
 def test_a_house_full_of_slow_readers(tmp_path: Path) -> None:
     """When all connections wait for the rest of an answer, the one that has waited longest goes."""
     with (
-        Simulator(api_key=KEY, campaigns=LARGE) as braze,
-        running_exporter(configure(tmp_path, braze), "--web.max-connections=10") as exporter,
+        polled_once(tmp_path, "--web.max-connections=10", campaigns=LARGE) as exporter,
         attack(address(exporter), 10, partial(crawl, text=SCRAPE, pause=NEVER)) as state,
     ):
         eventually(lambda: state.received > 3 * 1024 and open_sockets(exporter) == 10, what="answers that have begun")
@@ -357,10 +377,7 @@ def test_a_house_full_of_slow_readers(tmp_path: Path) -> None:
 
 def test_a_flood_beyond_the_limit_on_connections(tmp_path: Path) -> None:
     """Under a flood of connections scrapes are answered, and there are never many more than allowed."""
-    with (
-        Simulator(api_key=KEY, campaigns=1) as braze,
-        running_exporter(configure(tmp_path, braze), "--web.max-connections=50") as exporter,
-    ):
+    with polled_once(tmp_path, "--web.max-connections=50") as exporter:
         files = exporter.open_files()
         with attack(address(exporter), 300, hold, again=True) as state:
             for _ in range(20):
@@ -371,10 +388,7 @@ def test_a_flood_beyond_the_limit_on_connections(tmp_path: Path) -> None:
 
 def test_a_flood_leaves_time_to_ask(tmp_path: Path) -> None:
     """However many wait to be let in, who is in has a moment for its request."""
-    with (
-        Simulator(api_key=KEY, campaigns=1) as braze,
-        running_exporter(configure(tmp_path, braze), "--web.max-connections=10") as exporter,
-    ):
+    with polled_once(tmp_path, "--web.max-connections=10") as exporter:
         started = time.monotonic()
         with attack(address(exporter), 200, hold, again=True) as state:
             eventually(lambda: state.closed > 100, what="connections that made way")
@@ -403,7 +417,7 @@ def test_a_flood_up_to_the_limit_on_open_files(polls: int, tmp_path: Path) -> No
 
 def test_no_more_open_files(tmp_path: Path) -> None:
     """When the system gives no more files, one connection after another makes way, without a loop that spins."""
-    with Simulator(api_key=KEY, campaigns=1) as braze, running_exporter(configure(tmp_path, braze)) as exporter:
+    with polled_once(tmp_path) as exporter:
         process = exporter.program.process.pid
         files = exporter.open_files()
         resource.prlimit(process, resource.RLIMIT_NOFILE, (files + 20, files + 20))
@@ -420,10 +434,7 @@ def test_no_more_open_files(tmp_path: Path) -> None:
 
 def test_the_listener_of_probes(tmp_path: Path) -> None:
     """Another address answers the two health pages, and nothing else; limits hold there, too."""
-    with (
-        Simulator(api_key=KEY, campaigns=1) as braze,
-        running_exporter(configure(tmp_path, braze), *SHORT, "--web.health.listen-address=127.0.0.1:0") as exporter,
-    ):
+    with polled_once(tmp_path, *SHORT, "--web.health.listen-address=127.0.0.1:0") as exporter:
         probes = exporter.program.logged(r'"listening for probes" url=(http://\S+)')[1]
 
         assert {path: ask(probes + path).status_code for path in ("/-/healthy", "/-/ready")} == {
