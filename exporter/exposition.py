@@ -79,7 +79,7 @@ class Exposition:
         self.oldest_valid = 0
         self._places = Places(limits)
         self._dropped: dict[CampaignKey, int] = {}
-        self._whole: dict[CampaignKey, CampaignState] = {}  # shown as they are, with nothing dropped
+        self._published: dict[CampaignKey, CampaignState] = {}
         self._shown: dict[CampaignKey, int] = {}
         self._families: dict[CampaignKey, tuple[str, ...]] = {}
         self._lock = threading.Lock()
@@ -103,18 +103,15 @@ class Exposition:
         kept = [name for name in self._families.get(state.key, ()) if DAYS.get(name) in standing]
         with self._lock:
             self._dropped[state.key] = dropped
+            self._published[state.key] = state
             self._replace(state.key, pieces, shown, kept)
-        if dropped:
-            self._whole.pop(state.key, None)
-        else:
-            self._whole[state.key] = state
 
     def withdraw(self, campaign: CampaignKey) -> None:
         """Take everything of a campaign away and free its places."""
         self._places.release(campaign)
         with self._lock:
             self._dropped.pop(campaign, None)
-            self._whole.pop(campaign, None)
+            self._published.pop(campaign, None)
             self._replace(campaign, {}, 0)
             self.oldest_valid = self.version
 
@@ -145,8 +142,10 @@ class Exposition:
 
     def _standing(self, state: CampaignState) -> set[str]:
         """Return which of the two days are shown already, as seldom anything changes of a day that is over."""
-        shown = self._whole.get(state.key)
-        if shown is None or (shown.campaign_name, shown.timezone) != (state.campaign_name, state.timezone):
+        shown = self._published.get(state.key)
+        if shown is None or self._dropped[state.key]:
+            return set()
+        if (shown.campaign_name, shown.timezone) != (state.campaign_name, state.timezone):
             return set()
         days = ((LATEST, state.latest, shown.latest), (PREVIOUS, state.previous, shown.previous))
         return {prefix for prefix, day, shown_day in days if day is shown_day}

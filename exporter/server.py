@@ -219,14 +219,14 @@ class _Room:
 
     def next_free(self) -> float:
         """Return in how many seconds one more may enter: at once, or when another has had its time."""
-        if len(self._waiting) + len(self._answering) < self._limit:
+        if not self._full():
             return 0
         since = next(iter((self._waiting or self._answering).values()))
         return max(0, since + _AT_LEAST - time.monotonic())
 
     def enter(self, connection: _Connection) -> None:
         """Let a new connection in; in a full house another makes way."""
-        if len(self._waiting) + len(self._answering) >= self._limit:
+        if self._full():
             self.make()
         self._waiting[connection] = time.monotonic()
 
@@ -253,6 +253,9 @@ class _Room:
     def leave(self, connection: _Connection) -> None:
         self._waiting.pop(connection, None)
         self._answering.pop(connection, None)
+
+    def _full(self) -> bool:
+        return len(self._waiting) + len(self._answering) >= self._limit
 
 
 class _GoneError(Exception):

@@ -120,9 +120,8 @@ class Transport:
         """Close the connections that are not in use, and the others when their requests end; no more are made."""
         self._closed = True
         self._watchdog.close()
-        with contextlib.suppress(IndexError):
-            while True:
-                self._idle.pop().close()
+        while connection := self._kept_connection():
+            connection.close()
 
     def _outcome(self, target: str, headers: Mapping[str, str], watch: _Watch) -> Reply | TransportError:
         """Return the reply or what became of it; raised here, it would refer to errors below, and they to the key."""
