@@ -129,14 +129,14 @@ class Transport:
             reply = self._reply(target, headers, watch)
         except Exception as error:
             # A socket that is shut under a running request ends it in many ways.
-            if watch.expired or watch.remaining() <= 0 or _is(error, TimeoutError):
+            if watch.remaining() <= 0 or _is(error, TimeoutError):
                 return TimedOut("no complete answer within the timeout")
             if isinstance(error, TransportError):
                 return error
             if not isinstance(error, _EXPECTED):
                 raise
             return _translated(error)
-        if watch.expired:  # and one of the ways looks like the end of the answer
+        if watch.remaining() <= 0:  # and one of the ways looks like the end of the answer
             return TimedOut("no complete answer within the timeout")
         return reply
 
