@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import select
 import socket
 import ssl
 import subprocess
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -545,6 +547,16 @@ def test_proxies_never_see_the_key(answer: bytes, expected: str, tmp_path: Path)
     assert b"braze-key" not in proxy.requests[0]
 
 
+def test_a_proxy_leads_to_who_gets_the_key(certificate: Path, tmp_path: Path) -> None:
+    """Through a proxy the certificate of the other side counts, and that side gets the request."""
+    with raw_server(sends(OK), certificate=certificate) as server, raw_server(leads_to(server.url)) as proxy:
+        environment = {"HTTPS_PROXY": proxy.url, "REQUESTS_CA_BUNDLE": str(certificate)}
+
+        assert ask_elsewhere("https://braze.invalid", environment, tmp_path) == "200"
+
+    assert [KEY.encode() in request for request in (*server.requests, *proxy.requests)] == [True, False]
+
+
 def test_a_proxy_that_drips(tmp_path: Path) -> None:
     """The deadline holds for the proxy's answer too."""
     with raw_server(drips(b"HTTP/1.1 200 OK\r\nX: ")) as proxy:
@@ -703,6 +715,24 @@ def hangs(connection: socket.socket) -> None:
         pass
 
 
+def leads_to(url: str) -> Serve:
+    """Connect to an address, say so, and pass on what either side sends until one goes."""
+
+    def serve(connection: socket.socket) -> None:
+        address = urlsplit(url)
+        with closing(socket.create_connection((address.hostname, address.port or 0), timeout=30)) as other:
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            others = {connection: other, other: connection}
+            while True:
+                for source in select.select(others, [], [], 30)[0]:
+                    part = source.recv(65_536)
+                    if not part:
+                        return
+                    others[source].sendall(part)
+
+    return serve
+
+
 def drips(head: bytes, drop: bytes = b" ") -> Serve:
     """Send the head, then a drop every 0.05 s until the client goes."""
 
@@ -750,7 +780,7 @@ def raw() -> Iterator[Callable[[Serve], RawServer]]:
 
 @pytest.fixture(scope="session")
 def certificate(openssl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a certificate for 127.0.0.1 that signs itself; one file holds it and its key."""
+    """Make a certificate for 127.0.0.1 and braze.invalid that signs itself; one file holds it and its key."""
     folder = tmp_path_factory.mktemp("certificate")
     command: list[str | Path] = [
         openssl,
@@ -762,7 +792,7 @@ def certificate(openssl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         "ec_paramgen_curve:prime256v1",
         "-nodes",
     ]
-    command += ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    command += ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1,DNS:braze.invalid", "-days", "2"]
     command += ["-keyout", folder / "key", "-out", folder / "certificate"]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     both = folder / "both.pem"
