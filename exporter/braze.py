@@ -276,6 +276,7 @@ class Client:
                 "Accept-Encoding": "gzip",
                 "User-Agent": f"braze-exporter/{__version__}",
             },
+            connections=32,
         )
 
     @property
@@ -358,7 +359,9 @@ class Client:
     def _reply(self, api: str, target: str, key: str, deadline: float) -> Reply:
         started = self._monotonic()
         try:
-            reply = self._transport.get(target, authorization=f"Bearer {key}", deadline=deadline)
+            reply = self._transport.get(
+                target, authorization=f"Bearer {key}", timeout=deadline - started, before_large=lambda _: None
+            )
         except TransportError as error:
             raise BrazeError(_TRANSPORT_REASONS[type(error)], str(error)) from None
         finally:
