@@ -1,14 +1,11 @@
-"""One GET over requests' connections that is over by its deadline, whatever the other side does.
+"""One GET over urllib3's connections that is over by its deadline, whatever the other side does.
 
-requests reads the environment and sets up proxies and trust, and urllib3 makes the connections. What both do for each
-call (cookies, redirects, retries, any coding of a body) is not needed here and would take a third of a poll's time.
-
-The timeouts of requests and urllib3 are for each read: a server that sends a byte now and then keeps a request open for
-ever, and name resolution has no timeout at all. Here one thread shuts the sockets of requests whose time is up.
+requests reads the environment and sets up proxies and trust, and urllib3 pools the connections (exporter.connection).
+What both do for each call (cookies, redirects, retries, any coding of a body) is not needed here.
 
     TransportError
     ├── TimedOut        the deadline passed
-    ├── NotConnected    no connection, no name, or it was cut
+    ├── NotConnected    no connection, no name, no thread, or it was cut
     ├── NotTrusted      TLS failed
     ├── NotDecoded      the body is not what its Content-Encoding says
     └── TooLarge        the body is over BODY_LIMIT
@@ -17,39 +14,54 @@ ever, and name resolution has no timeout at all. Here one thread shuts the socke
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
-import math
-import queue
 import re
-import socket
 import ssl
-import threading
 import time
 import zlib
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, cast
+from http import HTTPStatus
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.util.connection import allowed_gai_family, create_connection
+from requests.utils import select_proxy
 
 from exporter.config import is_loopback
+from exporter.connection import Connection, Resolver, TlsConnection, Watchdog, start_daemon
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
-_GZIP_WINDOW_BITS = 31
+    from urllib3.connectionpool import HTTPConnectionPool
+
+    from exporter.connection import Response, Start, Watch
 
 BODY_LIMIT = 16 * 1024 * 1024
 """Bytes of a decoded body; Braze's largest answers are a hundredth of it."""
 
+LARGE = 1024 * 1024
+"""Bytes of a body that are read, and decompressed, without waiting for its turn."""
+
 _ERROR_BODY_LIMIT = 64 * 1024
 """Bytes that are read of the body of an error, so that its connection can be kept."""
+
+_ERROR_BODY_SECONDS = 1.0
+"""Seconds that the body of an error may take: its status is known, and says more."""
+
+_GZIP_WINDOW_BITS = 31
+
+_GZIP_MEMBERS = 1024
+"""Maximum number of gzip members of a body: each costs as much as a page of text, however little is in it."""
+
+_GZIP_SLICE = 1 << 16
+"""Bytes that are given to a decompressor at once: what is behind its member comes back as a copy."""
+
+_CODINGS = {"br", "compress", "deflate", "gzip", "x-compress", "x-gzip", "zstd"}
+"""Codings of a body that there are. Other values of Content-Encoding are mistakes, the body is plain."""
 
 
 class TransportError(Exception):
@@ -85,33 +97,50 @@ class Reply:
     body: bytes
 
 
-class Transport:
-    """Connections to one host, kept between requests; any number of threads may ask at once.
+_RESOLVER = Resolver()
+"""Shared, so that workspaces of one host share the look-ups that hang."""
 
-    Proxies and CA bundles come from the environment, as requests reads it, once; a loopback host never goes through a
-    proxy. Redirects are not followed, cookies and netrc files not used.
+
+class Transport:
+    """Connections to one host, kept between requests; any number of threads may make requests at once.
+
+    Up to `connections` of them are kept. Proxies and CA bundles come from the environment, as requests reads it, once;
+    a loopback host never goes through a proxy. Redirects are not followed, cookies and netrc files not used.
     """
 
-    def __init__(self, endpoint: str, *, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        headers: Mapping[str, str],
+        connections: int,
+        monotonic: Callable[[], float] = time.monotonic,
+        resolver: Resolver = _RESOLVER,
+        start: Start = start_daemon,
+    ) -> None:
         self._headers = dict(headers)
-        self._adapter = _Adapter()
+        self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)
         self._endpoint = requests.Request("GET", endpoint).prepare()
         self._proxies, self._verify = _environment(endpoint)
+        self._monotonic = monotonic
+        self._resolver = resolver
         self._pool: HTTPConnectionPool | None = None
-        self._idle: list[_WatchedConnection] = []
         self._closed = False
-        self._watchdog = _Watchdog()
+        self._watchdog = Watchdog(start)
 
-    def get(self, target: str, *, authorization: str, deadline: float) -> Reply:
-        """Ask for a path with its query; `deadline` is a time of time.monotonic().
+    def get(self, target: str, *, authorization: str, timeout: float, before_large: Callable[[float], None]) -> Reply:
+        """Request a path with its query, and return what came within `timeout` seconds.
+
+        `before_large` is called with the seconds left, once, before more than LARGE bytes of a body are read or
+        decompressed. It returns when it is this body's turn, and raises TimedOut when that does not come in time. Of a
+        response whose status is not 200 the body is optional: whatever fails while it is read, there is a reply.
 
         Raises:
-            TransportError: one of its kinds, when there is no complete answer by then.
+            TransportError: one of its kinds, when there is no complete response by then.
 
         """
         headers = {**self._headers, "Authorization": authorization}
-        with self._watchdog.watch(deadline) as watch:
-            outcome = self._outcome(target, headers, watch)
+        outcome = self._outcome(target, headers, time.monotonic() + timeout, before_large)
         if isinstance(outcome, TransportError):
             raise outcome
         return outcome
@@ -120,95 +149,156 @@ class Transport:
         """Close the connections that are not in use, and the others when their requests end; no more are made."""
         self._closed = True
         self._watchdog.close()
-        while connection := self._kept_connection():
-            connection.close()
+        if self._pool is not None:
+            self._pool.close()
 
-    def _outcome(self, target: str, headers: Mapping[str, str], watch: _Watch) -> Reply | TransportError:
+    def _outcome(
+        self, target: str, headers: Mapping[str, str], deadline: float, before_large: Callable[[float], None]
+    ) -> Reply | TransportError:
         """Return the reply or what became of it; raised here, it would refer to errors below, and they to the key."""
         try:
-            reply = self._reply(target, headers, watch)
-        except Exception as error:
+            with self._watchdog.watch(deadline) as watch:
+                return self._reply(target, headers, watch, before_large)
+        except TransportError as error:
+            return type(error)(*error.args)
+        except _EXPECTED as error:
             # A socket that is shut under a running request ends it in many ways.
-            if watch.remaining() <= 0 or _is(error, TimeoutError):
+            if time.monotonic() >= deadline or _is(error, TimeoutError):
                 return TimedOut("no complete answer within the timeout")
-            if isinstance(error, TransportError):
-                return error
-            if not isinstance(error, _EXPECTED):
-                raise
             return _translated(error)
-        if watch.remaining() <= 0:  # and one of the ways looks like the end of the answer
-            return TimedOut("no complete answer within the timeout")
-        return reply
 
-    def _reply(self, target: str, headers: Mapping[str, str], watch: _Watch) -> Reply:
+    def _reply(
+        self, target: str, headers: Mapping[str, str], watch: Watch, before_large: Callable[[float], None]
+    ) -> Reply:
+        """Make the request, and once more where the connection that was kept turns out to be dead."""
         pool = self._pool or self._connect_pool()
-        # urllib3 has no other names for what makes connections and leads them through a proxy.
-        connection = self._kept_connection() or cast("_WatchedConnection", pool._new_conn())  # noqa: SLF001
         try:
-            connection.timeout = max(watch.remaining(), 0.001)
-            if connection.is_closed and pool.proxy is not None:
-                pool._prepare_proxy(connection)  # noqa: SLF001
-            connection.request("GET", target, headers=headers)
-            with connection.answer() as answer:
-                reply = _read(answer)
-                whole = answer.isclosed()
-        except BaseException:
-            connection.close()
-            raise
-        if whole:
-            self._idle.append(connection)
-        if not whole or self._closed:  # close() may have come before this connection was among the idle ones
-            connection.close()
-        return reply
+            reply = self._exchange(pool, target, headers, watch, before_large)
+            # A server that closes an idle connection may say so with a 408, which answers no request.
+            if reply.status != HTTPStatus.REQUEST_TIMEOUT or watch.connected:
+                return reply
+        except _EXPECTED:
+            if watch.connected or watch.answered or watch.remaining() <= 0:
+                raise
+        watch.fresh_only = True
+        return self._exchange(pool, target, headers, watch, before_large)
 
-    def _kept_connection(self) -> _WatchedConnection | None:
-        """Return the connection that was used last and that the other side has not closed since."""
-        with contextlib.suppress(IndexError):  # there is none, or another thread was faster
-            while not (connection := self._idle.pop()).is_connected:
-                connection.close()
-            return connection
-        return None
+    def _exchange(
+        self,
+        pool: HTTPConnectionPool,
+        target: str,
+        headers: Mapping[str, str],
+        watch: Watch,
+        before_large: Callable[[float], None],
+    ) -> Reply:
+        """Make the request on one connection, and keep that if the exchange is proven to be over."""
+        outer = pool.urlopen(
+            "GET",
+            target,
+            headers=headers,
+            retries=False,
+            redirect=False,
+            timeout=max(watch.remaining(), 0.001),
+            preload_content=False,
+            decode_content=False,
+        )
+        response = cast("Response", watch.response)  # what urllib3's wraps
+        is_success = response.status == HTTPStatus.OK
+        body = b""
+        with contextlib.closing(outer):
+            if not is_success:
+                self._watchdog.shorten(watch, _ERROR_BODY_SECONDS)
+            try:
+                body = _body(response, watch, before_large)
+            except (*_EXPECTED, TransportError):
+                if is_success:
+                    raise
+            else:
+                if response.is_over:
+                    cast("Connection", outer.connection).idle_since = self._monotonic()
+                    outer.release_conn()
+        if is_success and watch.remaining() <= 0:  # a socket that was shut looks like the end of the response
+            raise TimedOut("no complete answer within the timeout")
+        return Reply(response.status, outer.headers, body)
 
     def _connect_pool(self) -> HTTPConnectionPool:
-        """Return where requests would get connections from, asked for once: it takes as long as a request otherwise."""
+        """Return urllib3's pool as requests sets it up, with connections of our own."""
+        if (select_proxy(self._endpoint.url or "", self._proxies) or "").lower().startswith("socks"):
+            raise NotConnected("expected an HTTP proxy, got a SOCKS proxy")
         pool = cast(
             "HTTPConnectionPool",
             self._adapter.get_connection_with_tls_context(self._endpoint, self._verify, proxies=self._proxies),
         )
-        self._adapter.cert_verify(pool, self._endpoint.url or "", self._verify, None)
+        try:
+            self._adapter.cert_verify(pool, self._endpoint.url or "", self._verify, None)  # type: ignore[no-untyped-call]
+        except OSError:
+            raise NotTrusted(f"expected a CA bundle at {self._verify}, got nothing there") from None
+        pool.ConnectionCls = functools.partial(  # type: ignore[assignment]
+            TlsConnection if pool.scheme == "https" else Connection,
+            monotonic=self._monotonic,
+            resolver=self._resolver,
+        )
         self._pool = pool
+        if self._closed:  # meanwhile
+            pool.close()
         return pool
 
 
-def _read(answer: http.client.HTTPResponse) -> Reply:
-    """Read an answer to its end, or to the limit of what is read of an error."""
-    limit = BODY_LIMIT if answer.status == http.client.OK else _ERROR_BODY_LIMIT
-    headers = urllib3.HTTPHeaderDict(answer.headers.items())
-    if len({length.strip() for length in headers.get("Content-Length", "").split(",")}) > 1:
+def _body(response: Response, watch: Watch, before_large: Callable[[float], None]) -> bytes:
+    """Read a body to its end and decode it; cut it at the limit where the status is not 200."""
+    limit = BODY_LIMIT if response.status == HTTPStatus.OK else _ERROR_BODY_LIMIT
+    wait_for_turn = functools.cache(lambda: before_large(watch.remaining()))
+    if not response.is_framed:
         raise http.client.IncompleteRead(b"")  # nobody knows where it ends
-    body = answer.read(limit + 1)
-    if answer.length and len(body) <= limit:
-        raise http.client.IncompleteRead(b"", answer.length)
-    if headers.get("Content-Encoding", "").lower() == "gzip":
-        body = _unzipped(body, limit)
-    if len(body) > BODY_LIMIT:
+    body = response.read(min(limit, LARGE) + 1)
+    if len(body) > LARGE:
+        wait_for_turn()
+        body += response.read(limit - LARGE)
+    if response.length and len(body) <= limit:
+        raise http.client.IncompleteRead(b"", response.length)
+    if limit == BODY_LIMIT < len(body):
         raise TooLarge(f"the answer has more than {BODY_LIMIT} bytes")
-    if answer.status == http.client.OK and not body and answer.length is None and not answer.chunked:
-        raise http.client.RemoteDisconnected("")  # cut headers, which http.client takes for whole ones
-    return Reply(answer.status, headers, body)
+    codings = [coding.strip().lower() for coding in (response.headers.get("Content-Encoding") or "").split(",")]
+    if codings in (["gzip"], ["x-gzip"]):
+        body = _unzipped(body, limit, wait_for_turn)
+    elif not _CODINGS.isdisjoint(codings):
+        raise NotDecoded("expected gzip or no Content-Encoding, got another")
+    if limit == BODY_LIMIT < len(body):
+        raise TooLarge(f"the answer has more than {BODY_LIMIT} bytes")
+    return body
 
 
-def _unzipped(body: bytes, limit: int) -> bytes:
-    """Return what gzip made a body of, and of what is over the limit one byte more; a body over the limit is cut."""
+def _unzipped(body: bytes, limit: int, wait_for_turn: Callable[[], None]) -> bytes:
+    """Return what gzip made a body of, and of what is over the limit one byte more; a body over the limit is cut.
+
+    Zeros behind a member are padding.
+    """
     cut = len(body) > limit
     text = bytearray()
-    while body and len(text) <= limit:
+    members = 0
+    rest = memoryview(body)
+    while rest and len(text) <= limit:
+        members += 1
+        if members > _GZIP_MEMBERS:
+            raise zlib.error(f"expected at most {_GZIP_MEMBERS} members")
         member = zlib.decompressobj(wbits=_GZIP_WINDOW_BITS)
-        text += member.decompress(body, limit + 1 - len(text))
+        while rest and not member.eof and len(text) <= limit:
+            if len(text) > LARGE:
+                wait_for_turn()
+            part = rest[:_GZIP_SLICE]
+            text += member.decompress(part, (limit if len(text) > LARGE else min(limit, LARGE)) + 1 - len(text))
+            rest = rest[len(part) - len(member.unconsumed_tail) - len(member.unused_data) :]
         if not member.eof and not cut and len(text) <= limit:
             raise zlib.error("the end is missing")
-        body = member.unused_data
+        rest = _behind_zeros(rest)
     return bytes(text)
+
+
+def _behind_zeros(rest: memoryview) -> memoryview:
+    """Return what follows the zeros that a text begins with, looking at a slice of it at once."""
+    while rest and (zeros := len(part := bytes(rest[:_GZIP_SLICE])) - len(part.lstrip(b"\0"))):
+        rest = rest[zeros:]
+    return rest
 
 
 _EXPECTED = (
@@ -263,243 +353,3 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield link
         inner = [getattr(link, "reason", None), *reversed(link.args), link.__cause__, link.__context__]
         link = next((other for other in inner if isinstance(other, BaseException) and id(other) not in seen), None)
-
-
-class _Line:
-    """A second handle on a connection's socket: shutting it ends whatever reads or writes, TLS handshakes too.
-
-    It is open until its connection is closed, and while a request is watched on it even if that was closed before.
-    A connection serves its next request while the one before still ends: only the last watch counts.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._lock = threading.Lock()
-        self._handle = sock.dup()
-        self._watch: _Watch | None = None
-        self._closing = False
-
-    def begin(self, watch: _Watch) -> None:
-        with self._lock:
-            self._watch = watch
-
-    def end(self, watch: _Watch) -> None:
-        with self._lock:
-            if self._watch is watch:
-                self._watch = None
-            self._close_if_done()
-
-    def close(self) -> None:
-        with self._lock:
-            self._closing = True
-            self._close_if_done()
-
-    def shut(self, watch: _Watch) -> None:
-        with self._lock, contextlib.suppress(OSError):
-            if self._watch is watch:
-                self._handle.shutdown(socket.SHUT_RDWR)
-
-    def _close_if_done(self) -> None:
-        if self._closing and self._watch is None:
-            self._handle.close()
-
-
-class _Watch:
-    """The deadline of one running request."""
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.expired = False
-        self._lock = threading.Lock()
-        self._line: _Line | None = None
-
-    def remaining(self) -> float:
-        return self.deadline - time.monotonic()
-
-    def attach(self, line: _Line | None) -> None:
-        """Watch this connection, and the one before no longer."""
-        with self._lock:
-            if line is self._line:
-                return
-            if self._line is not None:
-                self._line.end(self)
-            self._line = line
-            if line is not None:
-                line.begin(self)
-                if self.expired:
-                    line.shut(self)
-
-    def expire(self) -> None:
-        with self._lock:
-            self.expired = True
-            if self._line is not None:
-                self._line.shut(self)
-
-
-_current_watch: ContextVar[_Watch] = ContextVar("_current_watch")
-"""The watch of the request that this thread makes: urllib3 opens connections deep inside a call."""
-
-
-class _Watchdog:
-    """A daemon thread that expires the watches whose deadline has passed; it sleeps until the earliest.
-
-    It ends when it is closed and nothing is left to watch.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._watches: set[_Watch] = set()
-        self._wakes_at = math.inf
-        self._closed = False
-        threading.Thread(target=self._run, name="deadlines", daemon=True).start()
-
-    @contextlib.contextmanager
-    def watch(self, deadline: float) -> Iterator[_Watch]:
-        watch = _Watch(deadline)
-        with self._changed:
-            if self._closed:
-                raise NotConnected("the exporter closes its connections")
-            self._watches.add(watch)
-            if deadline < self._wakes_at:
-                self._changed.notify()
-        token = _current_watch.set(watch)
-        try:
-            yield watch
-        finally:
-            _current_watch.reset(token)
-            with self._changed:
-                self._watches.discard(watch)
-                if self._is_over():
-                    self._changed.notify()
-            watch.attach(None)
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-
-    def _is_over(self) -> bool:
-        return self._closed and not self._watches
-
-    def _run(self) -> None:
-        with self._changed:
-            while not self._is_over():
-                now = time.monotonic()
-                due = [watch for watch in self._watches if watch.deadline <= now]
-                self._watches.difference_update(due)
-                for watch in due:
-                    watch.expire()
-                self._wakes_at = min((watch.deadline for watch in self._watches), default=math.inf)
-                self._changed.wait(None if self._wakes_at == math.inf else self._wakes_at - now)
-
-
-class _Response(http.client.HTTPResponse):
-    """A response whose chunks have no negative length: the standard library takes -1 as "all", past every limit."""
-
-    def _read_next_chunk_size(self) -> int:
-        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
-        if size < 0:
-            raise ValueError("expected a chunk's length, got a negative number")
-        return size
-
-
-class _WatchedConnection(HTTPConnection):
-    """A connection that tells the watch of the request it serves which socket to shut."""
-
-    response_class = _Response
-    _line: _Line | None = None
-
-    def answer(self) -> http.client.HTTPResponse:
-        """Return the answer to what was asked, without what urllib3 would put around it."""
-        return http.client.HTTPConnection.getresponse(self)
-
-    def _new_conn(self) -> socket.socket:
-        watch = _current_watch.get()
-        port = self.port or self.default_port
-        sock = _connect(_resolve(self._dns_host, port, watch.remaining()), port, watch, self.socket_options)
-        self._line = _Line(sock)
-        watch.attach(self._line)
-        return sock
-
-    def request(self, *arguments: object, **options: object) -> None:
-        if self._line is not None:
-            _current_watch.get().attach(self._line)
-        super().request(*arguments, **options)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        super().close()
-        if self._line is not None:
-            self._line.close()
-            self._line = None
-
-
-class _WatchedTlsConnection(_WatchedConnection, HTTPSConnection):
-    pass
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _WatchedConnection
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _WatchedTlsConnection
-
-
-class _Adapter(HTTPAdapter):
-    """requests' adapter with watched connections, direct or through an HTTP proxy."""
-
-    def init_poolmanager(self, *arguments: object, **options: object) -> None:
-        super().init_poolmanager(*arguments, **options)  # type: ignore[arg-type]
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
-
-    def proxy_manager_for(self, proxy: str, **options: object) -> urllib3.ProxyManager:
-        manager: urllib3.ProxyManager = super().proxy_manager_for(proxy, **options)
-        if proxy.lower().startswith("http"):
-            manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
-        return manager
-
-    def cert_verify(self, conn: object, url: str, verify: object, cert: object) -> None:
-        try:
-            super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
-        except OSError:
-            raise NotTrusted(f"expected a CA bundle at {verify}, got nothing there") from None
-
-
-_LookUp: TypeAlias = "Callable[[str, int, int, int], Sequence[tuple[int, int, int, str, tuple[object, ...]]]]"
-
-
-def _resolve(host: str, port: int, timeout: float, look_up: _LookUp = socket.getaddrinfo) -> list[str]:
-    """Look a name up in a thread of its own: the system's resolver cannot be told when to give up."""
-    answers: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            found = look_up(host, port, allowed_gai_family(), socket.SOCK_STREAM)
-            answers.put([str(address[0]) for *_, address in found])
-        except (OSError, UnicodeError) as error:
-            answers.put(error)
-
-    threading.Thread(target=run, name="resolve", daemon=True).start()
-    try:
-        answer = answers.get(timeout=max(timeout, 0.001))
-    except queue.Empty:
-        raise TimeoutError("the name was not resolved in time") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-def _connect(
-    addresses: Sequence[str], port: int, watch: _Watch, options: list[tuple[int, int, int | bytes]] | None
-) -> socket.socket:
-    """Connect to the first address that answers; each is tried for an equal share of the time left: one may hang."""
-    failure = OSError("the name has no address")
-    for place, address in enumerate(addresses):
-        share = watch.remaining() / (len(addresses) - place)
-        try:
-            sock = create_connection((address, port), max(share, 0.001), socket_options=options)
-        except OSError as error:
-            failure = error
-        else:
-            sock.settimeout(max(watch.remaining(), 0.001))
-            return sock
-    raise failure

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from exporter.connection import Line, Resolver, Watch, connect
 from exporter.simulator import Body, Cut, Drip, Fault, Hang, Simulator, Status
 from exporter.transport import (
     BODY_LIMIT,
@@ -32,10 +33,6 @@ from exporter.transport import (
     TooLarge,
     Transport,
     TransportError,
-    _connect,
-    _Line,
-    _resolve,
-    _Watch,
 )
 from tests.servers import ROOT, eventually
 
@@ -247,7 +244,7 @@ def test_compressed_bodies_of_errors_are_cut(size: int) -> None:
 @pytest.mark.parametrize("fault", [Hang(), Drip(0.05, "headers"), Drip(0.05, "body")])
 def test_the_deadline_holds(braze: Simulator, fault: Fault) -> None:
     """A server that is silent, or sends a byte now and then, is given up at the deadline."""
-    with closing(Transport(braze.url, headers={})) as transport:
+    with closing(Transport(braze.url, headers={}, connections=8)) as transport:
         for _ in ("on a new connection", "on a kept one"):
             braze.misbehave(fault, times=1)
             started = time.monotonic()
@@ -286,7 +283,7 @@ def test_a_deadline_in_the_past() -> None:
 
 def test_the_earliest_of_many_deadlines_counts(braze: Simulator) -> None:
     """A request whose deadline comes before those of requests that run already is ended first."""
-    with closing(Transport(braze.url, headers={})) as transport, ThreadPoolExecutor(1) as others:
+    with closing(Transport(braze.url, headers={}, connections=8)) as transport, ThreadPoolExecutor(1) as others:
         braze.misbehave(Hang(), times=1)
         running = others.submit(get, transport, timeout=LONG)
         eventually(lambda: braze.requests, what="a request that runs")
@@ -308,8 +305,8 @@ def test_connections_that_are_not_accepted() -> None:
 def test_an_address_that_is_a_dead_end_leaves_time_for_the_next() -> None:
     """A name with a broken address and a working one, as with half-configured IPv6, is reached."""
     with deaf("127.0.0.1") as port, closing(socket.create_server(("127.0.0.2", port))):
-        watch = _Watch(time.monotonic() + 2 * SOON)
-        with closing(_connect(["127.0.0.1", "127.0.0.2"], port, watch, None)) as connection:
+        watch = Watch(time.monotonic() + 2 * SOON)
+        with closing(connect(["127.0.0.1", "127.0.0.2"], port, watch, [])) as connection:
             assert connection.getpeername() == ("127.0.0.2", port)
             assert watch.remaining() > 0
 
@@ -317,8 +314,8 @@ def test_an_address_that_is_a_dead_end_leaves_time_for_the_next() -> None:
 def test_a_connection_has_all_of_the_time_that_is_left() -> None:
     """What an address that answers did not use of its share is there for the handshake."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        port, watch = listener.getsockname()[1], _Watch(time.monotonic() + LONG)
-        with closing(_connect(["127.0.0.1", "127.0.0.2"], port, watch, None)) as connection:
+        port, watch = listener.getsockname()[1], Watch(time.monotonic() + LONG)
+        with closing(connect(["127.0.0.1", "127.0.0.2"], port, watch, [])) as connection:
             assert LONG / 2 < (connection.gettimeout() or 0) <= LONG
 
 
@@ -342,7 +339,7 @@ def test_a_resolver_that_hangs_is_left_behind() -> None:
         return []
 
     with pytest.raises(TimeoutError):
-        _resolve("braze.invalid", 443, SOON, look_up=hang)
+        Resolver(hang).resolve("braze.invalid", 443, SOON)
 
     assert asked.is_set()
     over.set()
@@ -353,8 +350,8 @@ def test_a_resolver_that_hangs_is_left_behind() -> None:
 
 def test_connections_are_kept(braze: Simulator) -> None:
     """Requests in a row share one connection, errors among them."""
-    with closing(Transport(braze.url, headers={})) as transport:
-        for status in (200, 404, 500, 401, 204, 304, 429, 307, 200):
+    with closing(Transport(braze.url, headers={}, connections=8)) as transport:
+        for status in (200, 404, 500, 401, 429, 307, 200):
             if status != 200:
                 braze.misbehave(Status(status), times=1)
             assert get(transport).status == status
@@ -364,7 +361,7 @@ def test_connections_are_kept(braze: Simulator) -> None:
 
 def test_threads_share_connections(braze: Simulator) -> None:
     """Any number of threads may ask at once; there are no more connections than threads."""
-    with closing(Transport(braze.url, headers={})) as transport, ThreadPoolExecutor(8) as threads:
+    with closing(Transport(braze.url, headers={}, connections=8)) as transport, ThreadPoolExecutor(8) as threads:
         replies = list(threads.map(lambda _: get(transport), range(200)))
 
     assert {reply.status for reply in replies} == {200}
@@ -373,7 +370,7 @@ def test_threads_share_connections(braze: Simulator) -> None:
 
 def test_a_connection_that_the_server_has_closed_is_replaced() -> None:
     """Servers close what is idle; the next request does not fail for it."""
-    with raw_server(sends(OK)) as server, closing(Transport(server.url, headers={})) as transport:
+    with raw_server(sends(OK)) as server, closing(Transport(server.url, headers={}, connections=8)) as transport:
         for number in (1, 2, 3):
             assert get(transport).body == b"{}"
             eventually(lambda: server.ended, what="a closed connection")
@@ -386,7 +383,7 @@ def test_a_request_that_is_over_does_not_end_the_next_on_its_connection() -> Non
     near, far = socket.socketpair()
     with closing(near), closing(far):
         far.setblocking(False)
-        line, first, second = _Line(near), _Watch(0), _Watch(0)
+        line, first, second = Line(near), Watch(0), Watch(0)
         first.attach(line)
         second.attach(line)
         first.expire()
@@ -405,7 +402,7 @@ def test_a_connection_that_comes_too_late_is_shut() -> None:
     near, far = socket.socketpair()
     with closing(near), closing(far):
         far.setblocking(False)
-        line, watch = _Line(near), _Watch(0)
+        line, watch = Line(near), Watch(0)
         watch.expire()
         watch.attach(line)
 
@@ -422,7 +419,7 @@ def test_close_ends_idle_connections() -> None:
         hangs(connection)
 
     with raw_server(keep) as server:
-        transport = Transport(server.url, headers={})
+        transport = Transport(server.url, headers={}, connections=8)
         get(transport)
         assert not server.ended
         transport.close()
@@ -434,7 +431,7 @@ def test_close_ends_idle_connections() -> None:
 
 def test_close_lets_running_requests_end(braze: Simulator) -> None:
     """The deadline of a request that runs at the time of close still holds."""
-    transport = Transport(braze.url, headers={})
+    transport = Transport(braze.url, headers={}, connections=8)
     braze.misbehave(Drip(0.05))
     with ThreadPoolExecutor(1) as others:
         running = others.submit(get, transport, timeout=2 * SOON)
@@ -454,7 +451,7 @@ def test_no_connection_is_kept_after_close() -> None:
         hangs(connection)
 
     with raw_server(answer_late) as server, ThreadPoolExecutor(1) as others:
-        transport = Transport(server.url, headers={})
+        transport = Transport(server.url, headers={}, connections=8)
         running = others.submit(get, transport)
         eventually(lambda: server.requests, what="a request that runs")
         transport.close()
@@ -466,7 +463,7 @@ def test_no_connection_is_kept_after_close() -> None:
 
 def test_no_thread_waits_for_a_deadline_after_close(braze: Simulator) -> None:
     """When the last request of a closed transport is over, its thread ends, however far away the deadline was."""
-    transport = Transport(braze.url, headers={})
+    transport = Transport(braze.url, headers={}, connections=8)
     braze.misbehave(Hang())
     with ThreadPoolExecutor(1) as others:
         running = others.submit(get, transport, timeout=10 * LONG)
@@ -485,7 +482,7 @@ def test_nothing_leaks() -> None:
     faults = [None, Hang(), Cut(0), Cut(40), Cut(400), Drip(0.02), Status(500), Status(401), Body(bytes(1 << 20))]
     threads, files = threading.active_count(), open_files()
     with Simulator() as braze:
-        transport = Transport(braze.url, headers={})
+        transport = Transport(braze.url, headers={}, connections=8)
         for fault in (faults * 23)[:200]:
             if fault is not None:
                 braze.misbehave(fault, times=1)
@@ -503,7 +500,9 @@ def test_nothing_leaks() -> None:
 def test_requests_hold_what_they_should(raw: Callable[["Serve"], "RawServer"]) -> None:
     """A request is the target, the given headers and the key: no cookie, nothing of the libraries' own."""
     server = raw(sends(OK.replace(b"\r\n\r\n", b"\r\nSet-Cookie: a=b\r\n\r\n")))
-    with closing(Transport(server.url, headers={"Accept-Encoding": "gzip", "User-Agent": "x"})) as transport:
+    with closing(
+        Transport(server.url, headers={"Accept-Encoding": "gzip", "User-Agent": "x"}, connections=1)
+    ) as transport:
         for _ in range(2):
             get(transport)
             eventually(lambda: server.ended, what="a closed connection")
@@ -802,13 +801,13 @@ def certificate(openssl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def ask(url: str, *, timeout: float = LONG) -> Reply:
     """Ask once over a transport of its own."""
-    with closing(Transport(url, headers={})) as transport:
+    with closing(Transport(url, headers={}, connections=8)) as transport:
         return get(transport, timeout=timeout)
 
 
 def get(transport: Transport, *, timeout: float = LONG) -> Reply:
     """Ask for the list."""
-    return transport.get(TARGET, authorization=KEY, deadline=time.monotonic() + timeout)
+    return transport.get(TARGET, authorization=KEY, timeout=timeout, before_large=lambda _: None)
 
 
 def outcome(url: str) -> int | type[TransportError]:
@@ -820,12 +819,12 @@ def outcome(url: str) -> int | type[TransportError]:
 
 
 ELSEWHERE = """
-import sys, time
+import sys
 from exporter.transport import Transport, TransportError
 url, target, key, timeout = sys.argv[1:]
 try:
-    reply = Transport(url, headers={}).get(
-        target, authorization=key, deadline=time.monotonic() + float(timeout)
+    reply = Transport(url, headers={}, connections=8).get(
+        target, authorization=key, timeout=float(timeout), before_large=lambda _: None
     )
     print(reply.status)
 except TransportError as error:
