@@ -3,21 +3,15 @@
 import gzip
 import json
 import os
-import select
 import socket
-import ssl
-import subprocess
-import sys
 import threading
 import time
 import tracemalloc
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -28,22 +22,36 @@ from exporter.transport import (
     NotConnected,
     NotDecoded,
     NotTrusted,
-    Reply,
     TimedOut,
     TooLarge,
     Transport,
     TransportError,
 )
-from tests.servers import ROOT, eventually
+from tests.raw_server import (
+    CHUNKED,
+    KEY,
+    LONG,
+    OK,
+    TARGET,
+    RawServer,
+    Serve,
+    ask,
+    ask_elsewhere,
+    deaf,
+    drips,
+    get,
+    hangs,
+    leads_to,
+    make_certificate,
+    raw_server,
+    sends,
+)
+from tests.servers import eventually
 
 pytestmark = pytest.mark.server
 
-KEY = "Bearer simulated-braze-key"
 SOON = 0.25
 """Seconds; what would take for ever is over by then."""
-LONG = 30.0
-TARGET = "/campaigns/list?page=0"
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
 # -- Answers -----------------------------------------------------------------------------------------------------------
@@ -74,9 +82,6 @@ def test_redirects_are_not_followed(braze: Simulator) -> None:
 
         assert reply.status == 307
         assert other.requests == []
-
-
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def zipped(body: bytes, *, length: int | None = None) -> bytes:
@@ -144,7 +149,7 @@ def test_answers_that_are_none(answer: bytes, error: type[TransportError]) -> No
     assert not any(part in str(caught.value) for part in ("OpenSSH", "2x0", "yyy", "xyz", KEY))
 
 
-def test_resets(raw: Callable[["Serve"], "RawServer"]) -> None:
+def test_resets(raw: Callable[[Serve], RawServer]) -> None:
     """A connection that is reset in the middle of an answer is none."""
 
     def reset(connection: socket.socket) -> None:
@@ -175,7 +180,7 @@ def test_body_limit(braze: Simulator, size: int, error: type[TransportError] | N
     assert outcome(braze.url) == (error or size)
 
 
-def endless(head: bytes) -> "Serve":
+def endless(head: bytes) -> Serve:
     """Send 256 MiB after the head, or as much as is read."""
 
     def serve(connection: socket.socket) -> None:
@@ -202,7 +207,7 @@ def bomb() -> bytes:
     ],
 )
 def test_memory_is_bounded(
-    make: Callable[[], "Serve"], error: type[TransportError], raw: Callable[["Serve"], "RawServer"]
+    make: Callable[[], Serve], error: type[TransportError], raw: Callable[[Serve], RawServer]
 ) -> None:
     """However much comes, and however much it would become, a few times the limit is all that it takes."""
     server = raw(make())
@@ -265,7 +270,7 @@ def test_the_deadline_holds(braze: Simulator, fault: Fault) -> None:
         pytest.param(b"HTTP/1.1 500 Oh no\r\nContent-Length: 1000\r\n\r\n", id="error"),
     ],
 )
-def test_the_deadline_holds_against_every_drip(head: bytes, raw: Callable[["Serve"], "RawServer"]) -> None:
+def test_the_deadline_holds_against_every_drip(head: bytes, raw: Callable[[Serve], RawServer]) -> None:
     """Also where the connection counts as closed while its answer is read."""
     server = raw(drips(head, b"1\r\n \r\n" if head == CHUNKED else b" "))
     started = time.monotonic()
@@ -497,7 +502,7 @@ def test_nothing_leaks() -> None:
 # -- What is sent ------------------------------------------------------------------------------------------------------
 
 
-def test_requests_hold_what_they_should(raw: Callable[["Serve"], "RawServer"]) -> None:
+def test_requests_hold_what_they_should(raw: Callable[[Serve], RawServer]) -> None:
     """A request is the target, the given headers and the key: no cookie, nothing of the libraries' own."""
     server = raw(sends(OK.replace(b"\r\n\r\n", b"\r\nSet-Cookie: a=b\r\n\r\n")))
     with closing(
@@ -522,7 +527,7 @@ def test_the_machine_changes_nothing_about_loopback(braze: Simulator, tmp_path: 
     with raw_server(sends(OK)) as proxy:
         environment = {"NETRC": str(tmp_path / ".netrc")} | dict.fromkeys(PROXIES, proxy.url)
 
-        assert ask_elsewhere(braze.url, environment, tmp_path) == "200"
+        assert ask_elsewhere(braze.url, environment, tmp_path).startswith("200 ")
         assert proxy.requests == []
     assert [request.authorized for request in braze.requests] == [True]
 
@@ -551,7 +556,7 @@ def test_a_proxy_leads_to_who_gets_the_key(certificate: Path, tmp_path: Path) ->
     with raw_server(sends(OK), certificate=certificate) as server, raw_server(leads_to(server.url)) as proxy:
         environment = {"HTTPS_PROXY": proxy.url, "REQUESTS_CA_BUNDLE": str(certificate)}
 
-        assert ask_elsewhere("https://braze.invalid", environment, tmp_path) == "200"
+        assert ask_elsewhere("https://braze.invalid", environment, tmp_path).startswith("200 ")
 
     assert [KEY.encode() in request for request in (*server.requests, *proxy.requests)] == [True, False]
 
@@ -598,7 +603,7 @@ def test_certificates_of_another_name(certificate: Path, tmp_path: Path) -> None
 def test_the_environment_names_whom_to_trust(certificate: Path, tmp_path: Path) -> None:
     """CA bundles come from the variables that requests knows."""
     with raw_server(sends(OK), certificate=certificate) as server:
-        assert ask_elsewhere(server.url, {"REQUESTS_CA_BUNDLE": str(certificate)}, tmp_path) == "200"
+        assert ask_elsewhere(server.url, {"REQUESTS_CA_BUNDLE": str(certificate)}, tmp_path).startswith("200 ")
 
 
 def test_the_deadline_holds_within_tls(certificate: Path, tmp_path: Path) -> None:
@@ -638,126 +643,6 @@ def test_a_handshake_that_never_ends() -> None:
 
 # -- Helpers -----------------------------------------------------------------------------------------------------------
 
-Serve = Callable[[socket.socket], None]
-"""What a raw server does about a request, before it closes the connection."""
-
-
-@dataclass(frozen=True)
-class RawServer:
-    """A server that does as it is told: its address, what it has received, and that a connection has ended."""
-
-    url: str
-    requests: list[bytes] = field(default_factory=list)
-    ended: list[bool] = field(default_factory=list)
-
-
-@contextmanager
-def raw_server(serve: Serve, *, certificate: Path | None = None) -> Iterator[RawServer]:
-    """Serve one request on each connection, one connection at a time, with TLS where there is a certificate."""
-    context = None
-    if certificate is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        port = listener.getsockname()[1]
-        server = RawServer(f"{'https' if context else 'http'}://127.0.0.1:{port}")
-
-        def run() -> None:
-            while True:
-                connection, _ = listener.accept()
-                connection.settimeout(30)  # a client that never goes fails its test, and hangs none
-                with closing(connection), suppress(OSError):
-                    if stopping.is_set():
-                        return
-                    if context is None:
-                        _serve_one(connection, server, serve)
-                    else:
-                        with closing(context.wrap_socket(connection, server_side=True)) as secured:
-                            _serve_one(secured, server, serve)
-                server.ended.append(True)
-
-        stopping = threading.Event()
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield server
-        finally:
-            stopping.set()
-            socket.create_connection(("127.0.0.1", port)).close()
-            thread.join()
-
-
-def _serve_one(connection: socket.socket, server: RawServer, serve: Serve) -> None:
-    request = b""
-    while b"\r\n\r\n" not in request and not request.startswith(b"\x16"):  # a TLS handshake
-        part = connection.recv(65_536)
-        if not part:
-            return
-        request += part
-    server.requests.append(request)
-    serve(connection)
-
-
-def sends(answer: bytes) -> Serve:
-    """Answer with these bytes, and read what the client still sends, so that closing is no reset."""
-
-    def serve(connection: socket.socket) -> None:
-        connection.sendall(answer)
-        connection.shutdown(socket.SHUT_WR)
-
-    return serve
-
-
-def hangs(connection: socket.socket) -> None:
-    """Wait until the client goes."""
-    while connection.recv(65_536):
-        pass
-
-
-def leads_to(url: str) -> Serve:
-    """Connect to an address, say so, and pass on what either side sends until one goes."""
-
-    def serve(connection: socket.socket) -> None:
-        address = urlsplit(url)
-        with closing(socket.create_connection((address.hostname, address.port or 0), timeout=30)) as other:
-            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-            others = {connection: other, other: connection}
-            while True:
-                for source in select.select(others, [], [], 30)[0]:
-                    part = source.recv(65_536)
-                    if not part:
-                        return
-                    others[source].sendall(part)
-
-    return serve
-
-
-def drips(head: bytes, drop: bytes = b" ") -> Serve:
-    """Send the head, then a drop every 0.05 s until the client goes."""
-
-    def serve(connection: socket.socket) -> None:
-        connection.settimeout(0.05)
-        connection.sendall(head)
-        while True:
-            connection.sendall(drop)
-            with suppress(TimeoutError):
-                if not connection.recv(65_536):
-                    return
-
-    return serve
-
-
-@contextmanager
-def deaf(address: str) -> Iterator[int]:
-    """Listen on a port of the address without ever accepting: when its queue is full, connecting hangs."""
-    with ExitStack() as stack:
-        listener = stack.enter_context(closing(socket.create_server((address, 0), backlog=0)))
-        for _ in range(4):
-            client = stack.enter_context(closing(socket.socket()))
-            client.setblocking(False)
-            client.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
-
 
 @pytest.fixture
 def braze() -> Iterator[Simulator]:
@@ -780,34 +665,7 @@ def raw() -> Iterator[Callable[[Serve], RawServer]]:
 @pytest.fixture(scope="session")
 def certificate(openssl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a certificate for 127.0.0.1 and braze.invalid that signs itself; one file holds it and its key."""
-    folder = tmp_path_factory.mktemp("certificate")
-    command: list[str | Path] = [
-        openssl,
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1,DNS:braze.invalid", "-days", "2"]
-    command += ["-keyout", folder / "key", "-out", folder / "certificate"]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    both = folder / "both.pem"
-    both.write_bytes((folder / "key").read_bytes() + (folder / "certificate").read_bytes())
-    return both
-
-
-def ask(url: str, *, timeout: float = LONG) -> Reply:
-    """Ask once over a transport of its own."""
-    with closing(Transport(url, headers={}, connections=8)) as transport:
-        return get(transport, timeout=timeout)
-
-
-def get(transport: Transport, *, timeout: float = LONG) -> Reply:
-    """Ask for the list."""
-    return transport.get(TARGET, authorization=KEY, timeout=timeout, before_large=lambda _: None)
+    return make_certificate(openssl, tmp_path_factory.mktemp("certificate"))
 
 
 def outcome(url: str) -> int | type[TransportError]:
@@ -816,31 +674,6 @@ def outcome(url: str) -> int | type[TransportError]:
         return len(ask(url).body)
     except TransportError as error:
         return type(error)
-
-
-ELSEWHERE = """
-import sys
-from exporter.transport import Transport, TransportError
-url, target, key, timeout = sys.argv[1:]
-try:
-    reply = Transport(url, headers={}, connections=8).get(
-        target, authorization=key, timeout=float(timeout), before_large=lambda _: None
-    )
-    print(reply.status)
-except TransportError as error:
-    print(type(error).__name__, error)
-"""
-
-
-def ask_elsewhere(url: str, environment: Mapping[str, str], home: Path, *, timeout: float = 2 * LONG) -> str:
-    """Ask once from a process with this environment alone; return the status, or the kind of error and its text."""
-    command = [sys.executable, "-c", ELSEWHERE, url, TARGET, KEY, str(timeout)]
-    environment = {"PATH": os.environ["PATH"], "HOME": str(home), **environment}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=4 * LONG
-    )
-    assert done.stderr == ""
-    return done.stdout.strip()
 
 
 def open_files() -> int:
