@@ -81,10 +81,11 @@ def start_daemon(run: Callable[[], None], name: str) -> None:
         OSError: the system has no room for another thread.
 
     """
-    try:
-        threading.Thread(target=run, name=name, daemon=True).start()
-    except RuntimeError:
-        raise OSError(errno.ENOMEM, "no thread could be started") from None
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    with contextlib.suppress(RuntimeError):
+        thread.start()
+        return
+    raise OSError(errno.ENOMEM, "no thread could be started")
 
 
 # -- Deadlines ---------------------------------------------------------------------------------------------------------

@@ -96,6 +96,16 @@ def hangs(connection: socket.socket) -> None:
         pass
 
 
+def stalls(head: bytes) -> Serve:
+    """Send the head, then nothing until the client goes."""
+
+    def serve(connection: socket.socket) -> None:
+        connection.sendall(head)
+        hangs(connection)
+
+    return serve
+
+
 def leads_to(url: str) -> Serve:
     """Connect to an address, say so, and pass on what either side sends until one goes."""
 
@@ -130,10 +140,10 @@ def drips(head: bytes, drop: bytes = b" ") -> Serve:
 
 
 @contextmanager
-def deaf(address: str) -> Iterator[int]:
+def deaf(address: str, port: int = 0) -> Iterator[int]:
     """Listen on a port of the address without ever accepting: when its queue is full, connecting hangs."""
     with ExitStack() as stack:
-        listener = stack.enter_context(closing(socket.create_server((address, 0), backlog=0)))
+        listener = stack.enter_context(closing(socket.create_server((address, port), backlog=0)))
         for _ in range(4):
             client = stack.enter_context(closing(socket.socket()))
             client.setblocking(False)

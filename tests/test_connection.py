@@ -1,17 +1,22 @@
 """Tests of exporter.connection: a connection serves a further request only when nothing is left of the one before."""
 
 import errno
-import http.client
+import json
+import re
 import select
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+from uuid import UUID
 
 import pytest
 
@@ -22,18 +27,16 @@ from exporter.connection import (
     Connection,
     Line,
     Resolver,
-    Start,
     Watch,
     Watchdog,
     connect,
     start_daemon,
 )
-from exporter.transport import NotConnected, Reply, TimedOut, Transport, TransportError
+from exporter.transport import NotConnected, TimedOut, Transport, TransportError
+from tests.exporters import configure, running_exporter
 from tests.raw_server import (
-    KEY,
     LONG,
     Answer,
-    AnsweringServer,
     answering,
     ask_elsewhere,
     deaf,
@@ -41,7 +44,7 @@ from tests.raw_server import (
     hangs,
     make_certificate,
 )
-from tests.servers import eventually
+from tests.servers import ROOT
 
 pytestmark = pytest.mark.server
 
@@ -173,7 +176,9 @@ FINE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
         pytest.param(FINE.replace(b": 2", b": 2\r\nX: \0"), False, id="a NUL"),
         pytest.param(FINE.replace(b": 2", b": 2\r\nConnection: close"), False, id="close"),
         pytest.param(FINE.replace(b"1.1", b"1.0"), False, id="HTTP/1.0"),
-        pytest.param(FINE.replace(b"1.1", b"1.0").replace(b": 2", b": 2\r\nConnection: keep-alive"), False, id="1.0 kept"),
+        pytest.param(
+            FINE.replace(b"1.1", b"1.0").replace(b": 2", b": 2\r\nConnection: keep-alive"), False, id="1.0 kept"
+        ),
     ],
 )
 def test_connections_are_kept_only_where_everybody_agrees_on_the_end(first: bytes, *, kept: bool) -> None:
@@ -188,7 +193,9 @@ CHUNKS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     ("first", "kept"),
     [
         pytest.param(CHUNKS + b"2\r\n{}\r\n0\r\n\r\n", True, id="chunks"),
-        pytest.param(CHUNKS.replace(b"chunked", b"Chunked") + b"2 ;x=y\r\n{}\r\n00\r\nX: y\r\n\r\n", True, id="trailers"),
+        pytest.param(
+            CHUNKS.replace(b"chunked", b"Chunked") + b"2 ;x=y\r\n{}\r\n00\r\nX: y\r\n\r\n", True, id="trailers"
+        ),
         pytest.param(CHUNKS + b"2\n{}\r\n0\r\n\r\n", False, id="a bare line feed"),
         pytest.param(CHUNKS + b"2\r\n{}\r\n0\r\nX: y\n\r\n", False, id="a bare line feed in the trailers"),
         pytest.param(CHUNKS + b"2\r\n{}--0\r\n\r\n", False, id="another end of a chunk"),
@@ -227,7 +234,9 @@ def connections_of(first: bytes, *, timeout: float) -> int:
     return len(server.connections)
 
 
-@pytest.mark.parametrize("interim", [b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", b"HTTP/1.1 102 Processing\r\n\r\n"])
+@pytest.mark.parametrize(
+    "interim", [b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", b"HTTP/1.1 102 Processing\r\n\r\n"]
+)
 @pytest.mark.parametrize("times", [1, 2, 500])
 def test_interim_responses_are_read_past(interim: bytes, times: int) -> None:
     """However many responses come before the final one, that is the one that counts, and the connection is kept."""
@@ -251,15 +260,20 @@ def test_responses_without_end_are_given_up(line: bytes) -> None:
         while True:
             connection.sendall(line * 1000)
 
-    with answering(answer) as server, closing(Transport(server.url, headers={}, connections=1)) as transport:
-        with pytest.raises(NotConnected):
-            get(transport, "/")
+    with (
+        answering(answer) as server,
+        closing(Transport(server.url, headers={}, connections=1)) as transport,
+        pytest.raises(NotConnected),
+    ):
+        get(transport, "/")
 
 
 def test_every_request_has_its_own_response_within_tls(certificate: Path, tmp_path: Path) -> None:
     """Bytes that TLS has decrypted and nobody has read count as left over, too."""
     script = Script()
-    firsts = [f"/first/{status}/length/body/{tail.replace(' ', '_')}" for status in (200, 103, 500) for tail in TAILS[:4]]
+    firsts = [
+        f"/first/{status}/length/body/{tail.replace(' ', '_')}" for status in (200, 103, 500) for tail in TAILS[:4]
+    ]
     targets = [target for first in firsts for target in (first, "/second" + first)]
     with answering(script.answer, certificate=certificate) as server:
         environment = {"REQUESTS_CA_BUNDLE": str(certificate)}
@@ -346,9 +360,7 @@ def test_a_name_that_moves_is_followed() -> None:
         def look_up(*_: object) -> list[Address]:
             return [(0, 0, 0, "", (addresses["now"], port))]
 
-        transport = Transport(
-            servers[0].url, headers={}, connections=1, monotonic=clock, resolver=Resolver(look_up)
-        )
+        transport = Transport(servers[0].url, headers={}, connections=1, monotonic=clock, resolver=Resolver(look_up))
         with closing(transport):
             get(transport, "/1")
             addresses["now"] = "127.0.0.9"
@@ -448,9 +460,12 @@ def test_a_request_that_fails_on_a_new_connection_is_not_sent_again(how: Callabl
         how(connection)
         return False
 
-    with answering(answer) as server, closing(Transport(server.url, headers={}, connections=1)) as transport:
-        with pytest.raises(NotConnected):
-            get(transport, "/1")
+    with (
+        answering(answer) as server,
+        closing(Transport(server.url, headers={}, connections=1)) as transport,
+        pytest.raises(NotConnected),
+    ):
+        get(transport, "/1")
 
     assert server.connections == [["/1"]]
 
@@ -505,6 +520,294 @@ def test_a_408_to_an_idle_connection_answers_nothing() -> None:
         assert get(transport, "/2").status == 200
 
     assert server.connections == [["/1"], ["/2"]]
+
+
+# -- Deadlines ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_is_over_does_not_end_the_next_on_its_connection() -> None:
+    """Of two requests that share a connection, only the deadline of the second counts."""
+    near, far = socket.socketpair()
+    with closing(near), closing(far):
+        far.setblocking(False)
+        line, first, second = Line(near), Watch(0), Watch(0)
+        first.attach(line)
+        second.attach(line)
+        first.expire()
+        first.attach(None)
+        line.close()
+        with pytest.raises(BlockingIOError):
+            far.recv(1)
+        second.expire()
+
+        assert far.recv(1) == b""
+        second.attach(None)
+
+
+def test_a_connection_that_comes_too_late_is_shut() -> None:
+    """A request whose deadline passed while it connected ends as soon as it is connected."""
+    near, far = socket.socketpair()
+    with closing(near), closing(far):
+        far.setblocking(False)
+        line, watch = Line(near), Watch(0)
+        watch.expire()
+        watch.attach(line)
+
+        assert far.recv(1) == b""
+        line.close()
+        watch.attach(None)
+
+
+def test_the_deadline_can_be_brought_forward() -> None:
+    """A running request ends at the earlier of both deadlines, and a later one changes nothing."""
+    near, far = socket.socketpair()
+    with closing(near), closing(far):
+        far.settimeout(LONG)
+        watchdog, line = Watchdog(), Line(near)
+        with watchdog.watch(time.monotonic() + 10 * LONG) as watch:
+            watch.attach(line)
+            watchdog.shorten(watch, 20 * LONG)
+            assert watch.remaining() <= 10 * LONG
+            watchdog.shorten(watch, SOON)
+
+            assert far.recv(1) == b""
+            assert watch.expired
+        watchdog.close()
+        line.close()
+
+
+def test_a_watchdog_that_cannot_start_tries_again() -> None:
+    """Where no thread can be started the request fails; the next one starts it."""
+    starts: list[str] = []
+
+    def start(run: Callable[[], None], name: str) -> None:
+        starts.append(name)
+        if len(starts) == 1:
+            raise OSError(errno.ENOMEM, "no thread could be started")
+        start_daemon(run, name)
+
+    with (
+        answering(answer_own) as server,
+        closing(Transport(server.url, headers={}, connections=1, start=start)) as transport,
+    ):
+        with pytest.raises(NotConnected, match=r"^no thread could be started$"):
+            get(transport, "/1")
+        assert get(transport, "/2").body == b"/2"
+        assert get(transport, "/3").body == b"/3"
+
+    assert starts == ["deadlines"] * 2
+
+
+WITHOUT_THREADS = """
+import sys, threading
+from exporter.transport import Transport, TransportError
+transport = Transport(sys.argv[1], headers={}, connections=1)
+for size in (1 << 46, 0):
+    threading.stack_size(size)
+    try:
+        print(transport.get("/1", authorization="", timeout=60, before_large=print).status)
+    except TransportError as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_no_thread_can_be_started() -> None:
+    """What the system says of a thread too many is a failed request like others, and not the last one."""
+    with answering(answer_own) as server:
+        command = [sys.executable, "-c", WITHOUT_THREADS, server.url]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=2 * LONG)
+
+    assert done.stdout == "NotConnected no thread could be started\n200\n"
+
+
+# -- Names and addresses -----------------------------------------------------------------------------------------------
+
+
+def test_an_address_that_is_a_dead_end_leaves_time_for_the_next() -> None:
+    """A name with a broken address and a working one, as with half-configured IPv6, is reached."""
+    with deaf("127.0.0.1") as port, closing(socket.create_server(("127.0.0.2", port))):
+        watch = Watch(time.monotonic() + 2 * SOON)
+        with closing(connect(["127.0.0.1", "127.0.0.2"], port, watch, [])) as connection:
+            assert connection.getpeername() == ("127.0.0.2", port)
+            assert watch.remaining() > 0
+
+
+@pytest.mark.parametrize("dead", [1, 2])
+def test_a_dead_address_costs_little(dead: int) -> None:
+    """While others remain, an address that does not answer is given up after the patience, however long the timeout."""
+    addresses = [f"127.0.0.{number + 1}" for number in range(dead + 1)]
+    with ExitStack() as stack:
+        port = stack.enter_context(deaf(addresses[0]))
+        for address in addresses[1:-1]:
+            stack.enter_context(deaf(address, port))
+        listener = stack.enter_context(closing(socket.create_server((addresses[-1], port))))
+        watch = Watch(time.monotonic() + 10 * LONG)
+        with closing(connect(addresses, port, watch, [], patience=SOON)) as connection:
+            assert connection.getpeername() == listener.getsockname()
+            assert watch.remaining() > 9 * LONG
+
+
+def test_the_last_address_has_all_that_is_left() -> None:
+    """The patience is for addresses that leave others to try."""
+    watch = Watch(time.monotonic() + 2 * SOON)
+    with deaf("127.0.0.1") as port, pytest.raises(TimeoutError):
+        connect(["127.0.0.1"], port, watch, [], patience=SOON / 10)
+
+    assert watch.remaining() <= 0
+
+
+def test_a_connection_has_all_of_the_time_that_is_left() -> None:
+    """What an address that answers did not use of its share is there for the handshake."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port, watch = listener.getsockname()[1], Watch(time.monotonic() + LONG)
+        with closing(connect(["127.0.0.1", "127.0.0.2"], port, watch, [])) as connection:
+            assert LONG / 2 < (connection.gettimeout() or 0) <= LONG
+
+
+def test_a_name_without_addresses() -> None:
+    """A resolver that returns nothing leads nowhere, in words."""
+    with pytest.raises(OSError, match=r"^the name has no address$"):
+        connect([], 443, Watch(time.monotonic() + LONG), [])
+
+
+def test_connections_are_probed_by_the_system() -> None:
+    """TCP keep-alive is on, soon enough for NATs that forget after a minute; small requests leave at once."""
+    sockets: list[socket.socket] = []
+
+    class Spy(Connection):
+        def _new_conn(self) -> socket.socket:
+            sockets.append(super()._new_conn())
+            return sockets[-1]
+
+    watchdog = Watchdog()
+    with answering(answer_own) as server, watchdog.watch(time.monotonic() + LONG):
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        connection = Spy(host, int(port), monotonic=time.monotonic, resolver=Resolver())
+        with closing(connection):
+            connection.connect()
+            (sock,) = sockets
+            tcp = [socket.TCP_NODELAY, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
+            options = [sock.getsockopt(socket.IPPROTO_TCP, option) for option in tcp]
+
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert options == [1, 30, 10, 3]
+    watchdog.close()
+
+
+def test_a_resolver_that_hangs_is_left_behind() -> None:
+    """The system's resolver cannot be interrupted; the request does not wait for it."""
+    asked, over = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
+        asked.set()
+        over.wait(LONG)
+        return []
+
+    with pytest.raises(TimeoutError):
+        Resolver(hang).resolve("braze.invalid", 443, SOON)
+
+    assert asked.is_set()
+    over.set()
+
+
+def test_look_ups_that_hang_are_shared() -> None:
+    """Ten requests for a name that is not resolved wait for one thread, each as long as it may; then all have it."""
+    calls: list[object] = []
+    over = threading.Event()
+
+    def hang(host: str, *_: object) -> list[Address]:
+        calls.append(host)
+        over.wait(LONG)
+        return [(0, 0, 0, "", ("192.0.2.1", 443))]
+
+    resolver = Resolver(hang)
+    with pytest.raises(TimeoutError):
+        resolver.resolve("braze.invalid", 443, SOON)
+    with ThreadPoolExecutor(12) as threads:
+        waiting = [threads.submit(resolver.resolve, "braze.invalid", 443, LONG) for _ in range(10)]
+        others = [threads.submit(resolver.resolve, host, port, 2 * SOON) for host, port in OTHERS]
+        assert all(isinstance(other.exception(), TimeoutError) for other in others)
+        over.set()
+
+        assert [one.result() for one in waiting] == [["192.0.2.1"]] * 10
+    assert sorted(map(str, calls)) == ["braze.invalid", "braze.invalid", "other.invalid"]
+
+
+OTHERS = [("braze.invalid", 444), ("other.invalid", 443)]
+
+
+def test_every_look_up_that_is_over_is_made_anew() -> None:
+    """What was found, or was not, is not kept: an address may change, and a failure may pass."""
+    results: list[Exception | list[Address]] = [
+        socket.gaierror(socket.EAI_AGAIN, "not now"),
+        [(0, 0, 0, "", ("192.0.2.1", 443))],
+        UnicodeError("not a name"),
+        [(0, 0, 0, "", ("192.0.2.2", 443)), (0, 0, 0, "", ("192.0.2.3", 443))],
+    ]
+
+    def look_up(*_: object) -> list[Address]:
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    resolver = Resolver(look_up)
+    with pytest.raises(socket.gaierror, match="not now"):
+        resolver.resolve("braze.invalid", 443, LONG)
+    assert resolver.resolve("braze.invalid", 443, LONG) == ["192.0.2.1"]
+    with pytest.raises(UnicodeError, match="not a name"):
+        resolver.resolve("braze.invalid", 443, LONG)
+    assert resolver.resolve("braze.invalid", 443, LONG) == ["192.0.2.2", "192.0.2.3"]
+
+
+def test_a_look_up_without_a_thread_fails_alone() -> None:
+    """Where no thread can be started for a look-up, the next one may have more luck."""
+    starts: list[str] = []
+
+    def start(run: Callable[[], None], name: str) -> None:
+        starts.append(name)
+        if len(starts) == 1:
+            raise OSError(errno.ENOMEM, "no thread could be started")
+        start_daemon(run, name)
+
+    resolver = Resolver(lambda *_: [(0, 0, 0, "", ("127.0.0.1", 443))], start)
+    with pytest.raises(OSError, match="no thread could be started"):
+        resolver.resolve("braze.invalid", 443, LONG)
+
+    assert resolver.resolve("braze.invalid", 443, LONG) == ["127.0.0.1"]
+
+
+def test_a_request_without_a_thread_for_its_look_up_fails() -> None:
+    """It is a connection that was not made, in words."""
+
+    def start(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "no thread could be started")
+
+    transport = Transport("http://127.0.0.1:1", headers={}, connections=1, resolver=Resolver(start=start))
+    with closing(transport), pytest.raises(NotConnected, match=r"^no thread could be started$"):
+        get(transport)
+
+
+# -- Through the exporter ----------------------------------------------------------------------------------------------
+
+
+def test_campaigns_have_their_own_numbers_behind_early_hints(tmp_path: Path) -> None:
+    """Sixty campaigns, each response behind a 103 that comes before it: every one shows what is its own."""
+    names = {str(UUID(int=number, version=4)): str(number) for number in range(1, 61)}
+
+    def answer(target: str, connection: socket.socket) -> None:
+        (campaign,) = parse_qs(urlsplit(target).query)["campaign_id"]
+        connection.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n")
+        select.select([connection], [], [], 0.01)  # who takes that for the response sends the next request at once
+        day = {"time": "2026-03-01", "unique_recipients": int(names[campaign])}
+        body = json.dumps({"message": "success", "data": [day]}).encode()
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    with answering(answer) as server, running_exporter(configure(tmp_path, server.url, names=names)) as exporter:
+        samples = exporter.samples("braze_campaign_unique_recipients")
+
+    shown = {re.findall('campaign_name="([^"]*)"', series)[0]: float(value) for series, value in samples.items()}
+    assert shown == {name: float(name) for name in names.values()}
 
 
 @pytest.fixture(scope="session")

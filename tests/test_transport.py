@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from exporter.connection import Line, Resolver, Watch, connect
 from exporter.simulator import Body, Cut, Drip, Fault, Hang, Simulator, Status
 from exporter.transport import (
     BODY_LIMIT,
+    LARGE,
     NotConnected,
     NotDecoded,
     NotTrusted,
@@ -35,6 +36,7 @@ from tests.raw_server import (
     TARGET,
     RawServer,
     Serve,
+    answering,
     ask,
     ask_elsewhere,
     deaf,
@@ -45,6 +47,7 @@ from tests.raw_server import (
     make_certificate,
     raw_server,
     sends,
+    stalls,
 )
 from tests.servers import eventually
 
@@ -84,6 +87,9 @@ def test_redirects_are_not_followed(braze: Simulator) -> None:
         assert other.requests == []
 
 
+NOISE = Random(1).randbytes(200_000)  # noqa: S311 - what cannot be compressed
+
+
 def zipped(body: bytes, *, length: int | None = None) -> bytes:
     """Return an answer that says it is compressed."""
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body) if length is None else length}"
@@ -98,6 +104,15 @@ def zipped(body: bytes, *, length: int | None = None) -> bytes:
         pytest.param(zipped(gzip.compress(b'{"a":1}')), b'{"a":1}', id="gzip"),
         pytest.param(zipped(gzip.compress(b'{"a"') + gzip.compress(b":1}")), b'{"a":1}', id="two gzip members"),
         pytest.param(zipped(b""), b"", id="nothing as gzip"),
+        pytest.param(zipped(gzip.compress(b"{}")).replace(b"gzip", b"x-gzip"), b"{}", id="x-gzip"),
+        pytest.param(zipped(gzip.compress(b"{}")).replace(b"gzip", b" GZip "), b"{}", id="gzip in other letters"),
+        pytest.param(zipped(gzip.compress(b"{}") + bytes(512)), b"{}", id="zeros behind gzip"),
+        pytest.param(zipped(gzip.compress(b"{}") + bytes(70_000)), b"{}", id="many zeros behind gzip"),
+        pytest.param(zipped(gzip.compress(b"{") + bytes(9) + gzip.compress(b"}")), b"{}", id="zeros between members"),
+        pytest.param(zipped(gzip.compress(b"") * 1023 + gzip.compress(b"{}")), b"{}", id="1024 members"),
+        pytest.param(zipped(gzip.compress(NOISE)), NOISE, id="gzip of many slices"),
+        pytest.param(zipped(b"{}").replace(b"gzip", b"identity"), b"{}", id="identity"),
+        pytest.param(zipped(b"{}").replace(b"gzip", b""), b"{}", id="empty coding"),
         pytest.param(b"HTTP/1.0 200 OK\r\n\r\nuntil the end", b"until the end", id="no length"),
         pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\n{}", b"{}", id="length that is no number"),
         pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\n{}", b"{}", id="negative length"),
@@ -137,6 +152,24 @@ def test_answers_in_every_form_are_read(answer: bytes, body: bytes) -> None:
         pytest.param(zipped(gzip.compress(bytes(1000))[:10] + b"?" * 20), NotDecoded, id="broken gzip"),
         pytest.param(zipped(gzip.compress(b"{}")[:-5]), NotDecoded, id="gzip without an end"),
         pytest.param(zipped(gzip.compress(b"{}"), length=1000), NotConnected, id="cut gzip"),
+        pytest.param(zipped(gzip.compress(b"{}") + b"x"), NotDecoded, id="garbage behind gzip"),
+        pytest.param(zipped(gzip.compress(b"{}") + bytes(9) + b"x"), NotDecoded, id="garbage behind zeros"),
+        pytest.param(zipped(bytes(9) + gzip.compress(b"{}")), NotDecoded, id="zeros before gzip"),
+        pytest.param(zipped(gzip.compress(b"{}")[:10]), NotDecoded, id="the head of gzip alone"),
+        pytest.param(zipped(gzip.compress(b"{}") * 1025), NotDecoded, id="1025 members"),
+        pytest.param(zipped(zlib.compress(b"{}")).replace(b"gzip", b"deflate"), NotDecoded, id="deflate"),
+        pytest.param(zipped(b"{}").replace(b"gzip", b"BR"), NotDecoded, id="brotli"),
+        pytest.param(zipped(b"{}").replace(b"gzip", b"zstd"), NotDecoded, id="zstd"),
+        pytest.param(zipped(b"{}").replace(b"gzip", b"compress"), NotDecoded, id="compress"),
+        pytest.param(zipped(b"{}").replace(b"gzip", b"x-compress"), NotDecoded, id="x-compress"),
+        pytest.param(zipped(gzip.compress(b"{}")).replace(b"gzip", b"gzip, gzip"), NotDecoded, id="gzip twice"),
+        pytest.param(zipped(gzip.compress(b"{}")).replace(b"gzip", b"x-gzip, x"), NotDecoded, id="more than gzip"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX", NotConnected, id="cut headers, no body"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n", NotConnected, id="cut before the last line"),
+        pytest.param(b"HTTP/1.1 429 No\r\nRetry-After: 3", NotConnected, id="cut headers of an error"),
+        pytest.param(b"HTTP/1.1 103 Early Hints\r\n\r\n", NotConnected, id="an interim response alone"),
+        pytest.param(OK.replace(b": 2", b": 2\r\nTransfer-Encoding: gzip"), NotConnected, id="transfer coding"),
+        pytest.param(CHUNKED + b"2\r\n{}--0\r\n\r\n", NotConnected, id="no line break behind a chunk"),
     ],
 )
 def test_answers_that_are_none(answer: bytes, error: type[TransportError]) -> None:
@@ -167,6 +200,86 @@ def test_refused_connections() -> None:
 
     with pytest.raises(NotConnected, match=r"^Connection refused$"):
         ask(f"http://127.0.0.1:{port}")
+
+
+REFUSAL = b"HTTP/1.1 429 No\r\nRetry-After: 7\r\n"
+"""The beginning of a head; a blank line is missing."""
+
+
+@pytest.mark.parametrize("status", [b"429 No", b"401 No", b"404 No", b"503 No", b"307 No", b"201 Yes"])
+@pytest.mark.parametrize(
+    ("rest", "body"),
+    [
+        pytest.param(b"Content-Length: 2\r\n\r\n{}", b"{}", id="fine"),
+        pytest.param(b"Content-Length: 1000\r\n\r\n{}", b"", id="cut body"),
+        pytest.param(b"Content-Length: 2, 3\r\n\r\n{}", b"", id="two lengths"),
+        pytest.param(b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", b"", id="two headers of length"),
+        pytest.param(b"Transfer-Encoding: gzip\r\n\r\n{}", b"", id="transfer coding"),
+        pytest.param(b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", b"", id="broken chunks"),
+        pytest.param(b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", b"", id="cut chunks"),
+        pytest.param(b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", b"", id="not gzip"),
+        pytest.param(b"Content-Encoding: deflate\r\nContent-Length: 2\r\n\r\n{}", b"", id="deflate"),
+        pytest.param(b"Content-Encoding: br\r\n\r\n{}", b"", id="brotli without length"),
+        pytest.param(b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(b"{}")[:-3], b"", id="gzip without an end"),
+    ],
+)
+def test_the_body_of_an_error_is_optional(status: bytes, rest: bytes, body: bytes) -> None:
+    """Whatever is wrong with its body, a response that is no success has its status and its headers."""
+    with raw_server(sends(REFUSAL.replace(b"429 No", status) + rest)) as server:
+        reply = ask(server.url)
+
+    assert (reply.status, reply.headers["retry-after"], reply.body) == (int(status[:3]), "7", body)
+
+
+@pytest.mark.parametrize("head", [REFUSAL + b"Content-Length: 1000\r\n\r\n{", REFUSAL + b"\r\n{"])
+@pytest.mark.parametrize(
+    "serve", [drips, lambda head: lambda connection: (connection.sendall(head), hangs(connection))]
+)
+@pytest.mark.parametrize("timeout", [SOON, LONG])
+def test_the_body_of_an_error_is_not_waited_for(
+    head: bytes, serve: Callable[[bytes], Serve], timeout: float, raw: Callable[[Serve], RawServer]
+) -> None:
+    """An error whose body drips, or never comes, is known by its status long before the timeout, and at its end too."""
+    started = time.monotonic()
+    reply = ask(raw(serve(head)).url, timeout=timeout)
+
+    assert (reply.status, reply.headers["Retry-After"]) == (429, "7")
+    assert time.monotonic() - started < LONG / 2
+
+
+def test_a_reset_in_the_body_of_an_error(raw: Callable[[Serve], RawServer]) -> None:
+    """A connection that breaks after the head of an error has said enough."""
+
+    def reset(connection: socket.socket) -> None:
+        connection.sendall(REFUSAL + b"Content-Length: 1000\r\n\r\n{}")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    assert ask(raw(reset).url).status == 429
+
+
+@pytest.mark.parametrize(
+    ("response", "kept"),
+    [
+        pytest.param(REFUSAL + b"Content-Length: 2\r\n\r\n{}", True, id="an error"),
+        pytest.param(zipped(gzip.compress(b"{}")), True, id="gzip"),
+        pytest.param(REFUSAL + zipped(b"{}").partition(b"\r\n")[2], False, id="an error, not gzip"),
+        pytest.param(zipped(b"{}"), False, id="not gzip"),
+        pytest.param(zipped(b"{}").replace(b"gzip", b"br"), False, id="brotli"),
+        pytest.param(REFUSAL + b"Content-Length: 100000\r\n\r\n" + bytes(100_000), False, id="an error of 100 kB"),
+    ],
+)
+def test_connections_are_kept_after_what_was_understood(response: bytes, *, kept: bool) -> None:
+    """An error that was read to its end keeps its connection; what could not be decoded or was cut does not."""
+
+    def answer(_: str, connection: socket.socket) -> None:
+        connection.sendall(response)
+
+    with answering(answer) as server, closing(Transport(server.url, headers={}, connections=1)) as transport:
+        for _ in range(2):
+            with suppress(NotDecoded):
+                get(transport)
+
+    assert [len(targets) for targets in server.connections] == ([2] if kept else [1, 1])
 
 
 # -- Limits ------------------------------------------------------------------------------------------------------------
@@ -243,6 +356,88 @@ def test_compressed_bodies_of_errors_are_cut(size: int) -> None:
     assert min(size, 50_000) <= len(reply.body) < 100_000
 
 
+def turn(log: list[float], sizes: Callable[[], object] = lambda: None) -> Callable[[float], None]:
+    """Return what lets every large body have its turn at once, and writes down the seconds that it had left."""
+
+    def before_large(seconds: float) -> None:
+        log.append(seconds)
+        sizes()
+
+    return before_large
+
+
+@pytest.mark.parametrize(
+    ("response", "calls"),
+    [
+        pytest.param(OK, 0, id="small"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (LARGE, bytes(LARGE)), 0, id="1 MiB"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (LARGE + 1, bytes(LARGE + 1)), 1, id="more"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(LARGE), 0, id="1 MiB without length"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(LARGE + 1), 1, id="more without length"),
+        pytest.param(CHUNKED + b"%x\r\n%s\r\n0\r\n\r\n" % (LARGE, bytes(LARGE)), 0, id="1 MiB in a chunk"),
+        pytest.param(CHUNKED + b"%x\r\n%s\r\n0\r\n\r\n" % (LARGE + 1, bytes(LARGE + 1)), 1, id="more in a chunk"),
+        pytest.param(zipped(gzip.compress(bytes(LARGE))), 0, id="gzip of 1 MiB"),
+        pytest.param(zipped(gzip.compress(bytes(LARGE + 2))), 1, id="gzip of more"),
+        pytest.param(zipped(gzip.compress(bytes(LARGE)) + gzip.compress(b"{}")), 1, id="gzip of more, in two members"),
+        pytest.param(zipped(gzip.compress(Random(1).randbytes(3 * LARGE))), 1, id="both"),  # noqa: S311 - as NOISE
+        pytest.param(b"HTTP/1.1 500 No\r\n\r\n" + bytes(LARGE + 1), 0, id="an error"),
+        pytest.param(zipped(gzip.compress(bytes(3 * LARGE))).replace(b"200 OK", b"500 No"), 0, id="an error as gzip"),
+    ],
+)
+def test_large_bodies_wait_for_their_turn(response: bytes, calls: int) -> None:
+    """Once a body turns out to be over 1 MiB, on the network or decompressed, its turn is waited for, once."""
+    log: list[float] = []
+    with raw_server(sends(response)) as server, closing(Transport(server.url, headers={}, connections=1)) as transport:
+        transport.get(TARGET, authorization=KEY, timeout=LONG, before_large=turn(log))
+
+    assert len(log) == calls
+    assert all(0 < seconds <= LONG for seconds in log)
+
+
+def test_large_bodies_are_not_read_before_their_turn(raw: Callable[[Serve], RawServer]) -> None:
+    """What is beyond 1 MiB stays with the server until then."""
+    their_turn = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (2 * LARGE, bytes(LARGE + 1)))
+        assert their_turn.wait(LONG)
+        connection.sendall(bytes(LARGE - 1))
+
+    with closing(Transport(raw(serve).url, headers={}, connections=1)) as transport:
+        reply = transport.get(TARGET, authorization=KEY, timeout=LONG, before_large=turn([], their_turn.set))
+
+    assert len(reply.body) == 2 * LARGE
+
+
+@pytest.mark.parametrize("serve", [lambda: sends(zipped(bomb())), lambda: endless(b"HTTP/1.1 200 OK\r\n\r\n")])
+def test_a_turn_that_does_not_come(serve: Callable[[], Serve], raw: Callable[[Serve], RawServer]) -> None:
+    """A body that waits for its turn in vain takes little memory, and its request is out of time."""
+
+    def never(_: float) -> None:
+        raise TimedOut("no turn")
+
+    server = raw(serve())
+    tracemalloc.start()
+    try:
+        with closing(Transport(server.url, headers={}, connections=1)) as transport, pytest.raises(TimedOut):
+            transport.get(TARGET, authorization=KEY, timeout=LONG, before_large=never)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 6 * LARGE
+
+
+def test_many_gzip_members_cost_little() -> None:
+    """A body of 16 MiB that consists of empty members is given up soon, not after half an hour."""
+    body = gzip.compress(b"") * (BODY_LIMIT // 20)
+    started = time.process_time()
+    with raw_server(sends(zipped(body))) as server:
+        assert outcome(server.url) is NotDecoded
+
+    assert time.process_time() - started < LONG / 3
+
+
 # -- Time --------------------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +462,6 @@ def test_the_deadline_holds(braze: Simulator, fault: Fault) -> None:
         pytest.param(b"HTTP/1.0 200 OK\r\n\r\n", id="no length"),
         pytest.param(CHUNKED, id="chunks"),
         pytest.param(b"HTTP/1.1 200 OK\r\nX: ", id="one header"),
-        pytest.param(b"HTTP/1.1 500 Oh no\r\nContent-Length: 1000\r\n\r\n", id="error"),
     ],
 )
 def test_the_deadline_holds_against_every_drip(head: bytes, raw: Callable[[Serve], RawServer]) -> None:
@@ -307,23 +501,6 @@ def test_connections_that_are_not_accepted() -> None:
         ask(f"http://127.0.0.1:{port}", timeout=SOON)
 
 
-def test_an_address_that_is_a_dead_end_leaves_time_for_the_next() -> None:
-    """A name with a broken address and a working one, as with half-configured IPv6, is reached."""
-    with deaf("127.0.0.1") as port, closing(socket.create_server(("127.0.0.2", port))):
-        watch = Watch(time.monotonic() + 2 * SOON)
-        with closing(connect(["127.0.0.1", "127.0.0.2"], port, watch, [])) as connection:
-            assert connection.getpeername() == ("127.0.0.2", port)
-            assert watch.remaining() > 0
-
-
-def test_a_connection_has_all_of_the_time_that_is_left() -> None:
-    """What an address that answers did not use of its share is there for the handshake."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        port, watch = listener.getsockname()[1], Watch(time.monotonic() + LONG)
-        with closing(connect(["127.0.0.1", "127.0.0.2"], port, watch, [])) as connection:
-            assert LONG / 2 < (connection.gettimeout() or 0) <= LONG
-
-
 def test_names_that_do_not_exist(tmp_path: Path) -> None:
     """A name without an address is no connection."""
     assert ask_elsewhere("https://braze.invalid", {}, tmp_path).startswith("NotConnected ")
@@ -332,22 +509,6 @@ def test_names_that_do_not_exist(tmp_path: Path) -> None:
 def test_names_that_cannot_exist(tmp_path: Path) -> None:
     """Nor is a name that DNS has no way to ask for."""
     assert ask_elsewhere(f"https://{'a' * 64}.invalid", {}, tmp_path).startswith("NotConnected ")
-
-
-def test_a_resolver_that_hangs_is_left_behind() -> None:
-    """The system's resolver cannot be interrupted; the request does not wait for it."""
-    asked, over = threading.Event(), threading.Event()
-
-    def hang(*_: object) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
-        asked.set()
-        over.wait(LONG)
-        return []
-
-    with pytest.raises(TimeoutError):
-        Resolver(hang).resolve("braze.invalid", 443, SOON)
-
-    assert asked.is_set()
-    over.set()
 
 
 # -- Connections -------------------------------------------------------------------------------------------------------
@@ -381,39 +542,6 @@ def test_a_connection_that_the_server_has_closed_is_replaced() -> None:
             eventually(lambda: server.ended, what="a closed connection")
             server.ended.clear()
             assert len(server.requests) == number
-
-
-def test_a_request_that_is_over_does_not_end_the_next_on_its_connection() -> None:
-    """Of two requests that share a connection, only the deadline of the second counts."""
-    near, far = socket.socketpair()
-    with closing(near), closing(far):
-        far.setblocking(False)
-        line, first, second = Line(near), Watch(0), Watch(0)
-        first.attach(line)
-        second.attach(line)
-        first.expire()
-        first.attach(None)
-        line.close()
-        with pytest.raises(BlockingIOError):
-            far.recv(1)
-        second.expire()
-
-        assert far.recv(1) == b""
-        second.attach(None)
-
-
-def test_a_connection_that_comes_too_late_is_shut() -> None:
-    """A request whose deadline passed while it connected ends as soon as it is connected."""
-    near, far = socket.socketpair()
-    with closing(near), closing(far):
-        far.setblocking(False)
-        line, watch = Line(near), Watch(0)
-        watch.expire()
-        watch.attach(line)
-
-        assert far.recv(1) == b""
-        line.close()
-        watch.attach(None)
 
 
 def test_close_ends_idle_connections() -> None:
