@@ -59,8 +59,10 @@ Address = tuple[int, int, int, str, tuple[object, ...]]
 FRAMINGS = ("length", "chunked", "none")
 TAILS = ("nothing", "trailing", "second response", "late response", "response to the next request")
 FORMS = [(framing, with_body, tail) for framing in FRAMINGS for with_body in (True, False) for tail in TAILS]
-TYPICAL = (100, 101, 102, 103, 199, 200, 201, 204, 205, 206, 207, 226, 299, 300, 301, 304, 307, 400, 401, 404, 407, 408)
-TYPICAL += (413, 425, 429, 499, 500, 502, 503, 504, 599)
+TYPICAL = {
+    *(100, 101, 102, 103, 199, 200, 201, 204, 205, 206, 207, 226, 299, 300, 301, 304, 307),
+    *(400, 401, 404, 407, 408, 413, 425, 429, 499, 500, 502, 503, 504, 599),
+}
 
 STALE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstale"
 

@@ -232,9 +232,7 @@ def test_the_body_of_an_error_is_optional(status: bytes, rest: bytes, body: byte
 
 
 @pytest.mark.parametrize("head", [REFUSAL + b"Content-Length: 1000\r\n\r\n{", REFUSAL + b"\r\n{"])
-@pytest.mark.parametrize(
-    "serve", [drips, lambda head: lambda connection: (connection.sendall(head), hangs(connection))]
-)
+@pytest.mark.parametrize("serve", [drips, stalls])
 @pytest.mark.parametrize("timeout", [SOON, LONG])
 def test_the_body_of_an_error_is_not_waited_for(
     head: bytes, serve: Callable[[bytes], Serve], timeout: float, raw: Callable[[Serve], RawServer]
