@@ -151,6 +151,17 @@ def deaf(address: str, port: int = 0) -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
+def free_port(*addresses: str) -> int:
+    """Return a port on which nobody listens at any of these addresses."""
+    while True:
+        with ExitStack() as stack, suppress(OSError):  # it is taken at one of them
+            port = 0
+            for address in addresses:
+                listener = stack.enter_context(closing(socket.create_server((address, port))))
+                port = int(listener.getsockname()[1])
+            return port
+
+
 Answer = Callable[[str, socket.socket], object]
 """Answers a request for a target on a connection; if it returns False the connection is closed then."""
 

@@ -40,6 +40,7 @@ from tests.raw_server import (
     answering,
     ask_elsewhere,
     deaf,
+    free_port,
     get,
     hangs,
     make_certificate,
@@ -627,7 +628,8 @@ def test_no_thread_can_be_started() -> None:
 
 def test_an_address_that_is_a_dead_end_leaves_time_for_the_next() -> None:
     """A name with a broken address and a working one, as with half-configured IPv6, is reached."""
-    with deaf("127.0.0.1") as port, closing(socket.create_server(("127.0.0.2", port))):
+    port = free_port("127.0.0.1", "127.0.0.2")
+    with deaf("127.0.0.1", port), closing(socket.create_server(("127.0.0.2", port))):
         watch = Watch(time.monotonic() + 2 * SOON)
         with closing(connect(["127.0.0.1", "127.0.0.2"], port, watch, [])) as connection:
             assert connection.getpeername() == ("127.0.0.2", port)
@@ -638,9 +640,9 @@ def test_an_address_that_is_a_dead_end_leaves_time_for_the_next() -> None:
 def test_a_dead_address_costs_little(dead: int) -> None:
     """While others remain, an address that does not answer is given up after the patience, however long the timeout."""
     addresses = [f"127.0.0.{number + 1}" for number in range(dead + 1)]
+    port = free_port(*addresses)
     with ExitStack() as stack:
-        port = stack.enter_context(deaf(addresses[0]))
-        for address in addresses[1:-1]:
+        for address in addresses[:-1]:
             stack.enter_context(deaf(address, port))
         listener = stack.enter_context(closing(socket.create_server((addresses[-1], port))))
         watch = Watch(time.monotonic() + 10 * LONG)

@@ -687,6 +687,33 @@ def test_a_proxy_leads_to_who_gets_the_key(certificate: Path, tmp_path: Path) ->
     assert [KEY.encode() in request for request in (*server.requests, *proxy.requests)] == [True, False]
 
 
+def test_connections_through_a_proxy_are_kept(certificate: Path, tmp_path: Path) -> None:
+    """Requests in a row take one CONNECT; one after a connection that was not kept takes another."""
+
+    def answer(target: str, connection: socket.socket) -> None:
+        connection.sendall(OK if target != "/last" else OK.replace(b"200 OK", b"408 No"))
+
+    with answering(answer, certificate=certificate) as server, raw_server(leads_to(server.url)) as proxy:
+        environment = {"HTTPS_PROXY": proxy.url, "REQUESTS_CA_BUNDLE": str(certificate)}
+        targets = ("/1", "/2", "/last", "/3")
+        said = ask_elsewhere("https://braze.invalid", environment, tmp_path, targets=targets)
+
+    assert said.split("\n") == ["200 {}", "200 {}", "408 {}", "200 {}"]
+    assert server.connections == [["/1", "/2", "/last"], ["/last"], ["/3"]]
+    assert len(proxy.requests) == 3
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "SOCKS5h"])
+def test_proxies_of_another_kind_are_refused(scheme: str, tmp_path: Path) -> None:
+    """A SOCKS proxy is not spoken to, and not passed by either."""
+    with raw_server(sends(OK)) as proxy:
+        environment = {"HTTPS_PROXY": proxy.url.replace("http", scheme)}
+        said = ask_elsewhere("https://braze.invalid", environment, tmp_path)
+
+        assert said == "NotConnected expected an HTTP proxy, got a SOCKS proxy"
+        assert proxy.requests == []
+
+
 def test_a_proxy_that_drips(tmp_path: Path) -> None:
     """The deadline holds for the proxy's answer too."""
     with raw_server(drips(b"HTTP/1.1 200 OK\r\nX: ")) as proxy:
