@@ -136,16 +136,16 @@ class Line:
 class Watch:
     """One running request: its deadline, and what is known of its connection and response.
 
-    `connected` says that a connection was made for it, `answered` that a byte of a response has arrived. With
+    `connected` says that a connection was made for it, `responding` that a byte of a response has arrived. With
     `fresh_only` it uses no connection that has served others.
     """
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, *, fresh_only: bool = False) -> None:
         self.deadline = deadline
         self.expired = False
-        self.fresh_only = False
+        self.fresh_only = fresh_only
         self.connected = False
-        self.answered = False
+        self.responding = False
         self.response: Response | None = None
         self._lock = threading.Lock()
         self._line: Line | None = None
@@ -194,14 +194,14 @@ class Watchdog:
         self._closed = False
 
     @contextlib.contextmanager
-    def watch(self, deadline: float) -> Iterator[Watch]:
+    def watch(self, deadline: float, *, fresh_only: bool = False) -> Iterator[Watch]:
         """Watch the request that this thread makes meanwhile; `deadline` is a time of time.monotonic().
 
         Raises:
             OSError: the watchdog is closed, or its thread cannot be started.
 
         """
-        watch = Watch(deadline)
+        watch = Watch(deadline, fresh_only=fresh_only)
         with self._changed:
             if self._closed:
                 raise OSError(errno.ESHUTDOWN, "the exporter closes its connections")
@@ -336,7 +336,7 @@ class Response(http.client.HTTPResponse):
         """Read the head of the final response, past interim ones; find out whether the connection may be kept."""
         if not self._source.peek(1):
             raise http.client.RemoteDisconnected("")
-        self._watch.answered = True
+        self._watch.responding = True
         super().begin()
         while HTTPStatus.SWITCHING_PROTOCOLS < self.status < HTTPStatus.OK:  # http.client reads past 100 itself
             self.headers = None  # type: ignore[assignment] # so that begin() begins again

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from exporter.connection import Response, Start, Watch
 
 BODY_LIMIT = 16 * 1024 * 1024
-"""Bytes of a decoded body; Braze's largest answers are a hundredth of it."""
+"""Bytes of a decoded body; Braze's largest responses are a hundredth of it."""
 
 LARGE = 1024 * 1024
 """Bytes of a body that are read, and decompressed, without waiting for its turn."""
@@ -65,7 +65,7 @@ _CODINGS = {"br", "compress", "deflate", "gzip", "x-compress", "x-gzip", "zstd"}
 
 
 class TransportError(Exception):
-    """A request got no usable answer; the text says why and holds nothing of the request or the answer."""
+    """A request got no usable response; the text says why and holds nothing of the request or the response."""
 
 
 class TimedOut(TransportError):
@@ -73,7 +73,7 @@ class TimedOut(TransportError):
 
 
 class NotConnected(TransportError):
-    """There was no connection, or it ended before the answer did."""
+    """There was no connection, or it ended before the response did."""
 
 
 class NotTrusted(TransportError):
@@ -95,6 +95,10 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+class _DeadConnectionError(Exception):
+    """The other side had ended a kept connection when a request was sent on it."""
 
 
 _RESOLVER = Resolver()
@@ -155,33 +159,44 @@ class Transport:
     def _outcome(
         self, target: str, headers: Mapping[str, str], deadline: float, before_large: Callable[[float], None]
     ) -> Reply | TransportError:
-        """Return the reply or what became of it; raised here, it would refer to errors below, and they to the key."""
+        """Return the reply or what became of it; raised here, it would refer to errors below, and they to the key.
+
+        The request is sent again, once, when a kept connection was dead before a byte of a response came.
+        """
         try:
-            with self._watchdog.watch(deadline) as watch:
-                return self._reply(target, headers, watch, before_large)
+            with contextlib.suppress(_DeadConnectionError):
+                return self._attempt(target, headers, deadline, before_large, fresh_only=False)
+            return self._attempt(target, headers, deadline, before_large, fresh_only=True)
         except TransportError as error:
             return type(error)(*error.args)
         except _EXPECTED as error:
             # A socket that is shut under a running request ends it in many ways.
             if time.monotonic() >= deadline or _is(error, TimeoutError):
-                return TimedOut("no complete answer within the timeout")
+                return TimedOut("no complete response within the timeout")
             return _translated(error)
 
-    def _reply(
-        self, target: str, headers: Mapping[str, str], watch: Watch, before_large: Callable[[float], None]
+    def _attempt(
+        self,
+        target: str,
+        headers: Mapping[str, str],
+        deadline: float,
+        before_large: Callable[[float], None],
+        *,
+        fresh_only: bool,
     ) -> Reply:
-        """Make the request, and once more where the connection that was kept turns out to be dead."""
+        """Make the request; raise _DeadConnectionError where a connection that was kept turns out to be dead."""
         pool = self._pool or self._connect_pool()
-        try:
-            reply = self._exchange(pool, target, headers, watch, before_large)
-            # A server that closes an idle connection may say so with a 408, which answers no request.
-            if reply.status != HTTPStatus.REQUEST_TIMEOUT or watch.connected:
-                return reply
-        except _EXPECTED:
-            if watch.connected or watch.answered or watch.remaining() <= 0:
-                raise
-        watch.fresh_only = True
-        return self._exchange(pool, target, headers, watch, before_large)
+        with self._watchdog.watch(deadline, fresh_only=fresh_only) as watch:
+            try:
+                reply = self._exchange(pool, target, headers, watch, before_large)
+            except _EXPECTED:
+                if watch.connected or watch.responding or fresh_only or watch.remaining() <= 0:
+                    raise
+                raise _DeadConnectionError from None
+        # A server that closes an idle connection may say so with a 408, which is no response to this request.
+        if reply.status == HTTPStatus.REQUEST_TIMEOUT and not watch.connected:
+            raise _DeadConnectionError
+        return reply
 
     def _exchange(
         self,
@@ -218,7 +233,7 @@ class Transport:
                     cast("Connection", outer.connection).idle_since = self._monotonic()
                     outer.release_conn()
         if is_success and watch.remaining() <= 0:  # a socket that was shut looks like the end of the response
-            raise TimedOut("no complete answer within the timeout")
+            raise TimedOut("no complete response within the timeout")
         return Reply(response.status, outer.headers, body)
 
     def _connect_pool(self) -> HTTPConnectionPool:
@@ -256,16 +271,20 @@ def _body(response: Response, watch: Watch, before_large: Callable[[float], None
         body += response.read(limit - LARGE)
     if response.length and len(body) <= limit:
         raise http.client.IncompleteRead(b"", response.length)
-    if limit == BODY_LIMIT < len(body):
-        raise TooLarge(f"the answer has more than {BODY_LIMIT} bytes")
+    _check_size(body, limit)
     codings = [coding.strip().lower() for coding in (response.headers.get("Content-Encoding") or "").split(",")]
     if codings in (["gzip"], ["x-gzip"]):
         body = _unzipped(body, limit, wait_for_turn)
     elif not _CODINGS.isdisjoint(codings):
         raise NotDecoded("expected gzip or no Content-Encoding, got another")
-    if limit == BODY_LIMIT < len(body):
-        raise TooLarge(f"the answer has more than {BODY_LIMIT} bytes")
+    _check_size(body, limit)
     return body
+
+
+def _check_size(body: bytes, limit: int) -> None:
+    """Refuse a body over BODY_LIMIT, as the smaller limit only cuts."""
+    if limit == BODY_LIMIT < len(body):
+        raise TooLarge(f"the response has more than {BODY_LIMIT} bytes")
 
 
 def _unzipped(body: bytes, limit: int, wait_for_turn: Callable[[], None]) -> bytes:
@@ -336,7 +355,7 @@ def _translated(error: Exception) -> TransportError:
     if isinstance(innermost, OSError) and innermost.strerror:
         return NotConnected(innermost.strerror)
     if refusal := _TUNNEL_REFUSED.match(str(innermost)):
-        return NotConnected(f"the proxy answered {refusal[1]}")
+        return NotConnected(f"the proxy responded with {refusal[1]}")
     return NotConnected(type(innermost).__name__)
 
 

@@ -269,7 +269,7 @@ def test_the_newest_day(
         ),
         (Status(429), "rate limited: Braze answered 429: too many requests\n"),
         (Status(302, headers={"Location": "http://127.0.0.1:1/"}), "redirect: Braze answered 302\n"),
-        (Hang(), "timeout: no complete answer within the timeout\n"),
+        (Hang(), "timeout: no complete response within the timeout\n"),
     ],
 )
 def test_trouble_of_the_whole_workspace(braze: Simulator, tmp_path: Path, fault: Fault, said: str) -> None:

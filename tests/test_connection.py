@@ -504,6 +504,22 @@ def test_a_408_on_a_new_connection_is_an_answer() -> None:
     assert server.connections == [["/1"]]
 
 
+def test_a_request_after_a_408_has_all_of_its_time() -> None:
+    """What the body of an error may take is no limit for the request that is sent once more."""
+
+    def answer(target: str, connection: socket.socket) -> bool:
+        if len(server.connections) == 2:
+            select.select([connection], [], [], 1.2)  # the body of an error has one second
+        connection.sendall(TIMED_OUT if server.connections == [["/1", "/2"]] else own(target))
+        return target != "/2"
+
+    with answering(answer) as server, closing(Transport(server.url, headers={}, connections=1)) as transport:
+        get(transport, "/1")
+
+        assert get(transport, "/2").body == b"/2"
+    assert server.connections == [["/1", "/2"], ["/2"]]
+
+
 def test_a_408_to_an_idle_connection_answers_nothing() -> None:
     """A server that closes an idle connection with a 408 costs the next request a new connection, and nothing else."""
     said = threading.Event()

@@ -661,7 +661,7 @@ def test_the_machine_changes_nothing_about_loopback(braze: Simulator, tmp_path: 
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (b"HTTP/1.1 407 Some words\r\n\r\n", "NotConnected the proxy answered 407"),
+        (b"HTTP/1.1 407 Some words\r\n\r\n", "NotConnected the proxy responded with 407"),
         (b"HTTP/1.1 200 OK\r\n\r\n", "NotConnected the connection was closed"),
         (b"", "NotConnected RemoteDisconnected"),
     ],
@@ -719,7 +719,7 @@ def test_a_proxy_that_drips(tmp_path: Path) -> None:
     with raw_server(drips(b"HTTP/1.1 200 OK\r\nX: ")) as proxy:
         said = ask_elsewhere("https://braze.invalid", {"HTTPS_PROXY": proxy.url}, tmp_path, timeout=SOON)
 
-    assert said == "TimedOut no complete answer within the timeout"
+    assert said == "TimedOut no complete response within the timeout"
 
 
 def test_no_proxy_is_honoured(tmp_path: Path) -> None:
@@ -765,7 +765,7 @@ def test_the_deadline_holds_within_tls(certificate: Path, tmp_path: Path) -> Non
     with raw_server(drip, certificate=certificate) as server:
         said = ask_elsewhere(server.url, {"REQUESTS_CA_BUNDLE": str(certificate)}, tmp_path, timeout=SOON)
 
-    assert said == "TimedOut no complete answer within the timeout"
+    assert said == "TimedOut no complete response within the timeout"
 
 
 def test_a_ca_bundle_that_is_missing(tmp_path: Path) -> None:
