@@ -277,6 +277,7 @@ class Client:
                 "User-Agent": f"braze-exporter/{__version__}",
             },
             connections=32,
+            monotonic=monotonic,
         )
 
     @property

@@ -730,7 +730,7 @@ E500, E503 = Status(500), Status(503)
         ([Cut(0), E503], 3, None),
         ([Cut(300), Cut(30)], 3, None),
         ([E500, E500, E503], 3, Reason.SERVER_ERROR),
-        ([E500, E500, Cut(0)], 3, Reason.CONNECTION),
+        ([E500, E500, Cut(30)], 3, Reason.CONNECTION),
         ([Status(407)] * 3, 3, Reason.CONNECTION),
         ([E500, Status(404)], 2, Reason.NOT_FOUND),
         ([E500, Status(429)], 2, Reason.RATE_LIMITED),
