@@ -129,7 +129,6 @@ class Transport:
         self._monotonic = monotonic
         self._resolver = resolver
         self._pool: HTTPConnectionPool | None = None
-        self._closed = False
         self._watchdog = Watchdog(start)
 
     def get(self, target: str, *, authorization: str, timeout: float, before_large: Callable[[float], None]) -> Reply:
@@ -151,8 +150,7 @@ class Transport:
 
     def close(self) -> None:
         """Close the connections that are not in use, and the others when their requests end; no more are made."""
-        self._closed = True
-        self._watchdog.close()
+        self._watchdog.close()  # first: what begins later fails, and opens no pool that nobody would close
         if self._pool is not None:
             self._pool.close()
 
@@ -254,8 +252,6 @@ class Transport:
             resolver=self._resolver,
         )
         self._pool = pool
-        if self._closed:  # meanwhile
-            pool.close()
         return pool
 
 

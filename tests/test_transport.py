@@ -333,6 +333,15 @@ def test_memory_is_bounded(
     assert peak < 5 * BODY_LIMIT
 
 
+def test_compressed_bodies_over_the_limit_are_not_cut() -> None:
+    """A body of more than the limit is too large even if what would be left of it is a small whole."""
+    compressor = zlib.compressobj(wbits=31)
+    begun = compressor.compress(b"{}") + compressor.flush(zlib.Z_SYNC_FLUSH)
+    nothing = b"\0\0\0\xff\xff"  # a block without a byte
+    with raw_server(sends(zipped(begun + nothing * (BODY_LIMIT // len(nothing)) + compressor.flush()))) as server:
+        assert outcome(server.url) is TooLarge
+
+
 def test_bodies_of_errors_are_cut(braze: Simulator) -> None:
     """Of an error no more is read than people would, however much there is."""
     braze.misbehave(Status(500, body=bytes(20 << 20)))
