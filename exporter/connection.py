@@ -324,16 +324,24 @@ class Response(http.client.HTTPResponse):
         self._watch = watch
         self._source = _Source(self.fp.detach(), sock)
         self.fp = self._source
-        self.is_framed = True
+        self.is_framed = self._has_clear_end = False
 
     @property
     def is_over(self) -> bool:
-        """Whether the response was read to its end and nothing came behind it, so that the connection may be kept."""
-        source = self._source
-        return self.isclosed() and not self.will_close and source.exact and not source.left_over
+        """Whether the response was read to a certain end and nothing came behind it, so that the connection is kept."""
+        return (
+            self.isclosed()
+            and not self.will_close
+            and self.is_framed
+            and self._has_clear_end
+            and self.version == _HTTP_1_1
+            and self.status not in _NOTHING_KEPT
+            and self._source.exact
+            and not self._source.left_over
+        )
 
     def begin(self) -> None:
-        """Read the head of the final response, past interim ones; find out whether the connection may be kept."""
+        """Read the head of the final response, past interim ones, and find out how certain the end of its body is."""
         if not self._source.peek(1):
             raise http.client.RemoteDisconnected("")
         self._watch.responding = True
@@ -343,16 +351,12 @@ class Response(http.client.HTTPResponse):
             super().begin()
         if self._source.cut:
             raise http.client.RemoteDisconnected("")
-        self.will_close = not self._may_be_kept() or self.will_close
-
-    def _may_be_kept(self) -> bool:
         lengths = _values(self.headers.get_all("Content-Length", []))
         codings = self.headers.get_all("Transfer-Encoding", [])
         self.is_framed = self.chunked and len(codings) == 1 if codings else len(lengths) <= 1
+        self._has_clear_end = not lengths if codings else all(length.isdecimal() for length in lengths)
         if codings or len(lengths) > 1:
             del self.headers["Content-Length"]  # urllib3 refuses different ones, whatever the status
-        is_clear = self.is_framed and (not lengths if codings else all(length.isdecimal() for length in lengths))
-        return is_clear and self.version == _HTTP_1_1 and self.status not in _NOTHING_KEPT and self._source.exact
 
     def _read_next_chunk_size(self) -> int:
         """Read the line before a chunk as the standard says it: http.client takes -1, +1, 0x1 and 1_0 for numbers."""
@@ -422,9 +426,8 @@ class Connection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         watch = _current_watch.get()
         watch.connected = True
-        port = self.port or self.default_port
-        addresses = self._resolver.resolve(self._dns_host, port, watch.remaining())
-        sock = connect(addresses, port, watch, [*(self.socket_options or ()), *_KEEP_ALIVE])
+        addresses = self._resolver.resolve(self._dns_host, self.port, watch.remaining())
+        sock = connect(addresses, self.port, watch, [*(self.socket_options or ()), *_KEEP_ALIVE])
         self._connected_at = self._monotonic()
         self._line = Line(sock)
         watch.attach(self._line)

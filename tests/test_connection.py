@@ -352,6 +352,26 @@ def test_old_connections_are_not_used_again() -> None:
     assert [len(targets) for targets in server.connections] == [10, 10, 1]
 
 
+def test_connections_beyond_the_number_to_keep_are_closed() -> None:
+    """Of three that are in use at once two are kept where two are asked for."""
+    all_are_here = threading.Barrier(3)
+
+    def answer(target: str, connection: socket.socket) -> None:
+        all_are_here.wait(LONG)
+        connection.sendall(own(target))
+
+    with (
+        answering(answer) as server,
+        closing(Transport(server.url, headers={}, connections=2)) as transport,
+        ThreadPoolExecutor(3) as threads,
+    ):
+        for _ in range(2):
+            for reply in [threads.submit(get, transport, f"/{number}") for number in range(3)]:
+                assert reply.result().status == 200
+
+    assert sorted(len(targets) for targets in server.connections) == [1, 1, 2, 2]
+
+
 def test_a_name_that_moves_is_followed() -> None:
     """Every new connection looks the name up anew, and an old one is not kept for long."""
     clock = Clock()
