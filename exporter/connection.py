@@ -46,7 +46,7 @@ _NOTHING_KEPT = {
     HTTPStatus.NOT_MODIFIED,
     HTTPStatus.REQUEST_TIMEOUT,
 }
-"""Statuses with an end that servers and proxies disagree on, or that end the connection."""
+"""Statuses after which the connection is closed: servers and proxies disagree on their end, or they announce it."""
 
 _HTTP_1_1 = 11
 
@@ -56,7 +56,7 @@ _LINES = 1 << 16
 _LINE_LENGTH = 1 << 16
 
 _LINE = re.compile(rb"(?:[^\0\t\r\n ][^\0\r\n]*)?\r\n")
-"""A line that everybody splits and reads alike: no bare CR or LF in it, and none that continues the one before."""
+"""A line that all programs split alike: it ends in CRLF, has no other CR or LF, and continues no other line."""
 
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;.*)?\r\n")
 
@@ -256,10 +256,10 @@ class Watchdog:
 
 
 class _Source(io.BufferedReader):
-    """The bytes of a response.
+    """The bytes of a response, and what they say about its end.
 
-    It notes whether every line was `exact`, one that all readers agree on, whether the last one was `cut` by the end of
-    the connection, what the last read ended with, and, when it is closed, whether bytes were `left_over` behind it.
+    `exact`: all programs split every line so far alike. `cut`: the connection ended within the last line. `last`: the
+    last two bytes of the last read. `left_over`, known when it is closed: more bytes have arrived.
     """
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
@@ -308,7 +308,7 @@ class _Source(io.BufferedReader):
 class Response(http.client.HTTPResponse):
     """The final response to one request, and the proof that nothing of it is left on the connection.
 
-    `is_framed` says whether its headers agree on where its body ends.
+    `is_framed`: its headers agree on where its body ends.
     """
 
     def __init__(
@@ -377,7 +377,7 @@ def _values(fields: Sequence[str]) -> set[str]:
 
 
 class Connection(HTTPConnection):
-    """A connection that the watch of its request can shut, and that urllib3 uses again only while it can be trusted.
+    """A connection that the watch of its request can shut, and that urllib3 reuses only while it can be trusted.
 
     Whoever puts it back sets `idle_since`, a time of `monotonic`.
     """
@@ -395,7 +395,7 @@ class Connection(HTTPConnection):
 
     @property
     def is_connected(self) -> bool:
-        """Whether it may serve the request of this thread; urllib3 looks before it uses a connection again."""
+        """Whether it may serve the request of this thread; urllib3 checks this before it reuses a connection."""
         now = self._monotonic()
         return (
             not _current_watch.get().fresh_only

@@ -44,24 +44,24 @@ BODY_LIMIT = 16 * 1024 * 1024
 """Bytes of a decoded body; Braze's largest responses are a hundredth of it."""
 
 LARGE = 1024 * 1024
-"""Bytes of a body that are read, and decompressed, without waiting for its turn."""
+"""Bytes of a body that are read, and decompressed, before it waits for its turn."""
 
 _ERROR_BODY_LIMIT = 64 * 1024
 """Bytes that are read of the body of an error, so that its connection can be kept."""
 
 _ERROR_BODY_SECONDS = 1.0
-"""Seconds that the body of an error may take: its status is known, and says more."""
+"""Seconds that the body of an error may take: its status is known and decides."""
 
 _GZIP_WINDOW_BITS = 31
 
 _GZIP_MEMBERS = 1024
-"""Maximum number of gzip members of a body: each costs as much as a page of text, however little is in it."""
+"""Maximum number of gzip members of a body: to decompress one costs time and memory, even if it is empty."""
 
 _GZIP_SLICE = 1 << 16
-"""Bytes that are given to a decompressor at once: what is behind its member comes back as a copy."""
+"""Bytes that a decompressor is given at once: it copies those that it does not need."""
 
 _CODINGS = {"br", "compress", "deflate", "gzip", "x-compress", "x-gzip", "zstd"}
-"""Codings of a body that there are. Other values of Content-Encoding are mistakes, the body is plain."""
+"""Content codings that exist. Any other value of Content-Encoding is a mistake, and the body is plain."""
 
 
 class TransportError(Exception):
@@ -102,7 +102,7 @@ class _DeadConnectionError(Exception):
 
 
 _RESOLVER = Resolver()
-"""Shared, so that workspaces of one host share the look-ups that hang."""
+"""Shared by all transports, so that a look-up that hangs is one thread and not one for each workspace."""
 
 
 class Transport:
@@ -260,7 +260,7 @@ def _body(response: Response, watch: Watch, before_large: Callable[[float], None
     limit = BODY_LIMIT if response.status == HTTPStatus.OK else _ERROR_BODY_LIMIT
     wait_for_turn = functools.cache(lambda: before_large(watch.remaining()))
     if not response.is_framed:
-        raise http.client.IncompleteRead(b"")  # nobody knows where it ends
+        raise http.client.IncompleteRead(b"")  # its end is unknown
     body = response.read(min(limit, LARGE) + 1)
     if len(body) > LARGE:
         wait_for_turn()
