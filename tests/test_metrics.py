@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.braze import ApiStatistics, Reason
+from exporter.catalogue import MESSAGE_STATISTICS
 from exporter.metrics import (
     DAY_FAMILIES,
     FAMILIES,
-    MESSAGE_STATISTICS,
     OWN_FAMILIES,
     STATUS_FAMILIES,
     Row,
@@ -31,7 +31,7 @@ from exporter.poller import CampaignState, WorkspaceState
 GOLDENS = Path(__file__).parent / "data" / "goldens"
 EVERY_STATISTIC = {
     **dict.fromkeys(MESSAGE_STATISTICS, 1.0),
-    **{f"conversions{number}{ending}": 2.0 for number in ("", 1, 2, 3) for ending in ("", "_by_send_time")},
+    **{f"conversions{number}{ending}": 2.0 for number in ("", *range(1, 26)) for ending in ("", "_by_send_time")},
     "revenue": 3.5,
     "carousel_slide_1_click": 4.0,
 }
@@ -128,6 +128,33 @@ def test_every_statistic_has_a_sample_on_both_days() -> None:
 
     assert len(latest_row.samples) == len(previous_row.samples) == len(EVERY_STATISTIC)
     assert len(latest_day.samples) == len(previous_day.samples) == len(EVERY_STATISTIC) + 1
+
+
+def test_conversions_beyond_the_letters_are_summed() -> None:
+    """They are one sample for a label set, of both kinds, on both days, of campaigns and variations alike."""
+    numbers = {"conversions26": 1.0, "conversions": 5.0, "conversions300": 2.0, "conversions26_by_send_time": 4.0}
+    statistics = {**numbers, "conversions0": 7.0, "conversions01_by_send_time": 8.0}
+    day = Day(date(2026, 3, 3), statistics, (Variation("email", "1", "", statistics),))
+    rows = day_rows(replace(STATE, latest=day, previous=day))
+    samples = {series: value for row in rows for series, value in row.samples}
+
+    assert sum(len(row.samples) for row in rows) == len(samples) == 4 * 5 + 2
+    for prefix in ("braze_message_", "braze_campaign_", "braze_previous_day_message_", "braze_previous_day_campaign_"):
+        assert {name: value for name, value in samples.items() if name[0].startswith(prefix) and name[1]} == {
+            (f"{prefix}conversions", ("conversion_event", "A"), ""): 5.0,
+            (f"{prefix}conversions", ("conversion_event", "other"), ""): 3.0,
+            (f"{prefix}conversions_by_send_time", ("conversion_event", "other"), ""): 4.0,
+            (f"{prefix}other", ("stat", "conversions0"), ""): 7.0,
+            (f"{prefix}other", ("stat", "conversions01_by_send_time"), ""): 8.0,
+        }
+
+
+def test_a_sum_of_conversions_that_no_float_holds_is_absent() -> None:
+    """Two numbers that are fine each are no sample when their sum is not."""
+    day = Day(date(2026, 3, 3), {"conversions26": 1e308, "conversions27": 1e308}, ())
+    (row,) = day_rows(replace(STATE, latest=day, previous=None))
+
+    assert [family for (family, *_), _ in row.samples] == ["braze_campaign_day_timestamp_seconds"]
 
 
 def test_a_campaign_without_days_has_no_numbers() -> None:
