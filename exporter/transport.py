@@ -17,6 +17,7 @@ ever, and name resolution has no timeout at all. Here one thread shuts the socke
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import math
 import queue
@@ -47,6 +48,9 @@ _GZIP_WINDOW_BITS = 31
 
 BODY_LIMIT = 16 * 1024 * 1024
 """Bytes of a decoded body; Braze's largest answers are a hundredth of it."""
+
+LARGE = 1024 * 1024
+"""Bytes of a body, before or after it is decompressed, above which it has to wait for its turn."""
 
 _ERROR_BODY_LIMIT = 64 * 1024
 """Bytes that are read of the body of an error, so that its connection can be kept."""
@@ -92,7 +96,7 @@ class Transport:
     proxy. Redirects are not followed, cookies and netrc files not used.
     """
 
-    def __init__(self, endpoint: str, *, headers: Mapping[str, str]) -> None:
+    def __init__(self, endpoint: str, *, headers: Mapping[str, str], connections: int = 1) -> None:  # noqa: ARG002
         self._headers = dict(headers)
         self._adapter = _Adapter()
         self._endpoint = requests.Request("GET", endpoint).prepare()
@@ -102,16 +106,20 @@ class Transport:
         self._closed = False
         self._watchdog = _Watchdog()
 
-    def get(self, target: str, *, authorization: str, deadline: float) -> Reply:
-        """Ask for a path with its query; `deadline` is a time of time.monotonic().
+    def get(self, target: str, *, authorization: str, timeout: float, before_large: Callable[[float], None]) -> Reply:
+        """Ask for a path with its query, within `timeout` seconds.
+
+        `before_large` is called with the seconds left, once, before more than LARGE bytes of a body are read or
+        decompressed; it returns when it is this response's turn to.
 
         Raises:
             TransportError: one of its kinds, when there is no complete answer by then.
 
         """
         headers = {**self._headers, "Authorization": authorization}
-        with self._watchdog.watch(deadline) as watch:
-            outcome = self._outcome(target, headers, watch)
+        with self._watchdog.watch(time.monotonic() + timeout) as watch:
+            turn = functools.cache(lambda: before_large(watch.remaining()))
+            outcome = self._outcome(target, headers, watch, turn)
         if isinstance(outcome, TransportError):
             raise outcome
         return outcome
@@ -123,10 +131,12 @@ class Transport:
         while connection := self._kept_connection():
             connection.close()
 
-    def _outcome(self, target: str, headers: Mapping[str, str], watch: _Watch) -> Reply | TransportError:
+    def _outcome(
+        self, target: str, headers: Mapping[str, str], watch: _Watch, turn: Callable[[], None]
+    ) -> Reply | TransportError:
         """Return the reply or what became of it; raised here, it would refer to errors below, and they to the key."""
         try:
-            reply = self._reply(target, headers, watch)
+            reply = self._reply(target, headers, watch, turn)
         except Exception as error:
             # A socket that is shut under a running request ends it in many ways.
             if watch.remaining() <= 0 or _is(error, TimeoutError):
@@ -140,7 +150,7 @@ class Transport:
             return TimedOut("no complete answer within the timeout")
         return reply
 
-    def _reply(self, target: str, headers: Mapping[str, str], watch: _Watch) -> Reply:
+    def _reply(self, target: str, headers: Mapping[str, str], watch: _Watch, turn: Callable[[], None]) -> Reply:
         pool = self._pool or self._connect_pool()
         # urllib3 has no other names for what makes connections and leads them through a proxy.
         connection = self._kept_connection() or cast("_WatchedConnection", pool._new_conn())  # noqa: SLF001
@@ -150,7 +160,7 @@ class Transport:
                 pool._prepare_proxy(connection)  # noqa: SLF001
             connection.request("GET", target, headers=headers)
             with connection.answer() as answer:
-                reply = _read(answer)
+                reply = _read(answer, turn)
                 whole = answer.isclosed()
         except BaseException:
             connection.close()
@@ -180,17 +190,20 @@ class Transport:
         return pool
 
 
-def _read(answer: http.client.HTTPResponse) -> Reply:
+def _read(answer: http.client.HTTPResponse, turn: Callable[[], None]) -> Reply:
     """Read an answer to its end, or to the limit of what is read of an error."""
     limit = BODY_LIMIT if answer.status == http.client.OK else _ERROR_BODY_LIMIT
     headers = urllib3.HTTPHeaderDict(answer.headers.items())
     if len({length.strip() for length in headers.get("Content-Length", "").split(",")}) > 1:
         raise http.client.IncompleteRead(b"")  # nobody knows where it ends
-    body = answer.read(limit + 1)
+    body = answer.read(min(limit, LARGE) + 1)
+    if LARGE < len(body) <= limit:
+        turn()
+        body += answer.read(limit + 1 - len(body))
     if answer.length and len(body) <= limit:
         raise http.client.IncompleteRead(b"", answer.length)
     if headers.get("Content-Encoding", "").lower() == "gzip":
-        body = _unzipped(body, limit)
+        body = _unzipped(body, limit, turn)
     if len(body) > BODY_LIMIT:
         raise TooLarge(f"the answer has more than {BODY_LIMIT} bytes")
     if answer.status == http.client.OK and not body and answer.length is None and not answer.chunked:
@@ -198,13 +211,16 @@ def _read(answer: http.client.HTTPResponse) -> Reply:
     return Reply(answer.status, headers, body)
 
 
-def _unzipped(body: bytes, limit: int) -> bytes:
+def _unzipped(body: bytes, limit: int, turn: Callable[[], None]) -> bytes:
     """Return what gzip made a body of, and of what is over the limit one byte more; a body over the limit is cut."""
     cut = len(body) > limit
     text = bytearray()
     while body and len(text) <= limit:
         member = zlib.decompressobj(wbits=_GZIP_WINDOW_BITS)
-        text += member.decompress(body, limit + 1 - len(text))
+        text += member.decompress(body, min(limit, LARGE) + 1 - len(text)) if len(text) <= LARGE else b""
+        if len(text) > LARGE:
+            turn()
+            text += member.decompress(member.unconsumed_tail, limit + 1 - len(text)) if len(text) <= limit else b""
         if not member.eof and not cut and len(text) <= limit:
             raise zlib.error("the end is missing")
         body = member.unused_data

@@ -808,7 +808,7 @@ def ask(url: str, *, timeout: float = LONG) -> Reply:
 
 def get(transport: Transport, *, timeout: float = LONG) -> Reply:
     """Ask for the list."""
-    return transport.get(TARGET, authorization=KEY, deadline=time.monotonic() + timeout)
+    return transport.get(TARGET, authorization=KEY, timeout=timeout, before_large=lambda _: None)
 
 
 def outcome(url: str) -> int | type[TransportError]:
@@ -825,7 +825,7 @@ from exporter.transport import Transport, TransportError
 url, target, key, timeout = sys.argv[1:]
 try:
     reply = Transport(url, headers={}).get(
-        target, authorization=key, deadline=time.monotonic() + float(timeout)
+        target, authorization=key, timeout=float(timeout), before_large=lambda _: None
     )
     print(reply.status)
 except TransportError as error:

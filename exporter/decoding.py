@@ -1,0 +1,131 @@
+"""Response bodies to JSON, with a bound on the work of each and an order among those that are decoded."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from exporter.transport import TimedOut
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+VALUES_LIMIT = 800_000
+"""Values of a body, about. The decoder holds Python's interpreter lock from its first value to its last, half a second
+for so many at the worst; 16 MiB of Braze's rows have fewer."""
+
+_INTEGER_DIGITS = 400
+"""No float is as large as an integer of so many digits."""
+
+
+class DecodingError(ValueError):
+    """A body is not JSON; the text holds nothing of it."""
+
+
+class TooManyValues(DecodingError):
+    """A body has more than VALUES_LIMIT values."""
+
+
+def decoded(body: bytes) -> object:
+    """Return what a body of JSON says; an integer of more digits than Python reads is NaN.
+
+    Raises:
+        DecodingError: it is not JSON, is nested too deeply, or has too many values.
+
+    """
+    if len(body) > VALUES_LIMIT and sum(map(body.count, (b",", b"{", b"["))) > VALUES_LIMIT:
+        raise TooManyValues(f"expected at most about {VALUES_LIMIT:,} values, got more")
+    try:
+        return _loaded(body)
+    except (ValueError, RecursionError):
+        pass  # what is raised here would refer to the body
+    raise DecodingError(f"expected JSON, got {len(body)} bytes of something else")
+
+
+def _loaded(body: bytes) -> object:
+    try:
+        value: object = json.loads(body)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:  # some integer is too long for Python; a reader of our own for each integer takes longer
+        value = json.loads(body, parse_int=_integer)
+    return value
+
+
+def _integer(digits: str) -> float:
+    return int(digits) if len(digits) <= _INTEGER_DIGITS else float("nan")
+
+
+class Lanes:
+    """The order in which responses are decoded, one object for all workspaces.
+
+    Small ones are decoded one at a time, as a crowd of threads slows the interpreter down. Large ones are read and
+    decoded one at a time, in the order in which they came, so that one at most takes memory. Neither wait for others.
+    """
+
+    def __init__(self) -> None:
+        self.small = threading.Lock()
+        self.large = Lane()
+
+
+class Lane:
+    """A lock that is given to those who wait for it in their order."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._line: deque[object] = deque()
+
+    def acquire(self, timeout: float) -> bool:
+        """Wait for the turn, `timeout` seconds at most; return whether it came."""
+        place = object()
+        with self._changed:
+            self._line.append(place)
+            if self._changed.wait_for(lambda: self._line[0] is place, max(timeout, 0.0)):
+                return True
+            self._line.remove(place)
+            return False
+
+    def release(self) -> None:
+        """End the turn of the first."""
+        with self._changed:
+            self._line.popleft()
+            self._changed.notify_all()
+
+
+class Turn:
+    """One response's turn: `wait` before it gets large; as a context it lasts while the response is decoded."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
+        self._large = False
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the turn of a large response.
+
+        Raises:
+            TimedOut: it did not come within so many seconds.
+
+        """
+        if not self._lanes.large.acquire(seconds):
+            raise TimedOut("other large responses took all of the timeout")
+        self._large = True
+
+    def end(self) -> None:
+        """Let another large response have its turn, if this one has it."""
+        if self._large:
+            self._large = False
+            self._lanes.large.release()
+
+    def __enter__(self) -> None:
+        if not self._large:
+            self._lanes.small.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        if self._large:
+            self.end()
+        else:
+            self._lanes.small.release()
