@@ -32,7 +32,7 @@ _AGE = re.compile(r'^braze_campaign_last_success_timestamp_seconds\{.*workspace=
 
 def filled(head: bytes, part: Callable[[int], bytes], tail: bytes) -> bytes:
     """Return a body of 16 MiB: a head, numbered parts with commas between them, and a tail."""
-    pieces, size, number = [head, part(0)], len(head) + len(tail), 1
+    pieces, size, number = [head, part(0)], len(head) + len(part(0)) + len(tail), 1
     while size + len(piece := b"," + part(number)) <= _SIZE:
         pieces.append(piece)
         size += len(piece)
@@ -57,7 +57,8 @@ SHAPES: dict[str, Callable[[], bytes]] = {
         _LATEST + b"{", lambda n: b'"the statistic of %d":%d' % (n, n), b"}" + _END
     ),
     "numbers of 4,300 digits": lambda: filled(b'{"data":[],"x":[', lambda _: b"7" * 4300, b"]}"),
-    "one text": lambda: b'{"data":[],"text":"' + b"x" * _SIZE + b'"}',
+    "one text": lambda: b'{"data":[],"text":"' + b"x" * (_SIZE - 22) + b'"}',
+    "more than 16 MiB": lambda: b'{"data":[],"text":"' + b"x" * _SIZE + b'"}',
 }
 
 
@@ -67,10 +68,11 @@ def main() -> None:
     parser.add_argument("--campaigns", type=int, default=32, help="with large responses (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=30, help="for each shape (default: %(default)s)")
     parser.add_argument("--checkout", type=Path, default=ROOT, help="the folder of the exporter (default: this one)")
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="measure this one (default: all)")
     flags = parser.parse_args()
     print(f"{'responses':30}{'MiB':>6}{'oldest numbers':>16}{'slowest scrape':>16}{'most memory':>13}")
-    for name, shape in SHAPES.items():
-        body = shape()
+    for name in flags.shape or SHAPES:
+        body = SHAPES[name]()
         with _running(body, flags.campaigns, flags.checkout) as (program, url), ProcessPoolExecutor(1) as pool:
             age, slowest = pool.submit(_observe, url, flags.seconds).result()
             status = Path(f"/proc/{program.process.pid}/status").read_text(encoding="ascii")

@@ -98,6 +98,10 @@ class Lane:
         self._changed = threading.Condition()
         self._line: deque[object] = deque()
 
+    def __len__(self) -> int:
+        """Return how many have their turn or wait for it."""
+        return len(self._line)
+
     def acquire(self, timeout: float) -> bool:
         """Wait for the turn, `timeout` seconds at most; return whether it came."""
         place = object()

@@ -121,7 +121,7 @@ class Transport:
             turn = functools.cache(lambda: before_large(watch.remaining()))
             outcome = self._outcome(target, headers, watch, turn)
         if isinstance(outcome, TransportError):
-            raise outcome
+            raise outcome.with_traceback(None)
         return outcome
 
     def close(self) -> None:
