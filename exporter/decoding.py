@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from exporter.transport import TimedOut
+from exporter.transport import LARGE, TimedOut
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -66,13 +66,22 @@ def _is_too_much(body: bytes) -> bool:
 
 
 def _loaded(body: bytes) -> object:
-    try:
-        value: object = json.loads(body)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise
-    except ValueError:  # some integer is too long for Python; a reader of our own for each integer takes longer
-        value = json.loads(body, parse_int=_integer)
-    return value
+    """Decode small bodies as fast as can be, large ones and those with an integer too long for Python by functions.
+
+    These take longer and let other threads run in between.
+    """
+    if len(body) <= LARGE:
+        try:
+            return json.loads(body)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise
+        except ValueError:
+            pass
+    return json.loads(body, parse_int=_integer, object_hook=_same)
+
+
+def _same(fields: dict[str, object]) -> dict[str, object]:
+    return fields
 
 
 def _integer(digits: str) -> float:

@@ -327,6 +327,33 @@ def test_what_is_dropped_is_counted() -> None:
     assert exposition.series == 1
 
 
+def test_what_was_left_out_of_the_response_counts_as_dropped() -> None:
+    """Samples that were so many that they are not even kept are counted with those that found no place."""
+    exposition = Exposition(Limits(series=1000, series_per_campaign=1))
+    exposition.publish(replace(STATE, dropped=500))
+
+    assert 'workspace="main"} 501.0\n' in joined(exposition)
+    exposition.limit(LIMITS, [replace(STATE, dropped=500)])
+    assert 'workspace="main"} 500.0\n' in joined(exposition)
+
+
+def test_dropped_samples_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """It is said when samples are dropped, how many of which campaign, again when that changes, and when it is over."""
+    caplog.set_level("INFO")
+    exposition = Exposition(Limits(series=1000, series_per_campaign=1))
+    for state in (STATE, replace(STATE, up=False), replace(STATE, latest=OTHER_DAY), STATE):
+        exposition.publish(state)
+    exposition.limit(LIMITS, [STATE])
+    exposition.publish(STATE)
+
+    told = [(record.levelname, vars(record).get("dropped")) for record in caplog.records]
+    assert told == [("WARNING", 1), ("WARNING", 4), ("WARNING", 1), ("INFO", None)]
+    assert caplog.messages[0].startswith("samples are dropped: limits.series or limits.series_per_campaign")
+    assert caplog.messages[-1] == "all samples are shown again"
+    for record in caplog.records:
+        assert (vars(record)["workspace"], vars(record)["campaign_id"]) == STATE.key
+
+
 def test_settling_goes_by_the_order_of_the_states() -> None:
     """Who answers first at a start does not decide who is shown, the order of the configuration does."""
     exposition = Exposition(Limits(series=5, series_per_campaign=5))
