@@ -273,6 +273,7 @@ class Client:
         total_shards: int = 1,
         counters: Counters | None = None,
         lanes: Lanes | None = None,
+        read_key: Callable[[Workspace, Mapping[str, str]], str] = read_api_key,
     ) -> None:
         self.workspace = workspace
         self.counters = counters or Counters()
@@ -290,7 +291,8 @@ class Client:
         self._random = random
         self._stopped = stopped
         self._key_lock = threading.Lock()
-        self._keys = [read_api_key(workspace, environ)]
+        self._key_reader = read_key
+        self._keys = [read_key(workspace, environ)]
         self._key_read_at = monotonic()
         self._key_being_read = False
         self._key_readable = True
@@ -471,7 +473,7 @@ class Client:
     def _read_key(self, workspace: Workspace) -> None:
         key, problem = "", ""
         try:
-            key = read_api_key(workspace, self._environ)
+            key = self._key_reader(workspace, self._environ)
         except ConfigError as error:
             problem = str(error)
         with self._key_lock:

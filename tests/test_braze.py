@@ -30,9 +30,11 @@ from exporter.braze import (
     RateLimited,
     Reason,
     _body,
+    log_traceback,
     named_wait,
 )
-from exporter.config import Campaign, Workspace
+from exporter.config import Campaign, Workspace, read_api_key
+from exporter.decoding import Lanes
 from exporter.model import SAMPLES, DataSeries
 from exporter.simulator import Body, Cut, Fault, Hang, Latency, Simulator, Status
 from exporter.transport import Reply
@@ -572,9 +574,11 @@ class Pauses(threading.Event):
     def __init__(self) -> None:
         super().__init__()
         self.seconds: list[float] = []
+        self.before: Callable[[], object] = lambda: None
 
     def wait(self, timeout: float | None = None) -> bool:
         """Return at once."""
+        self.before()
         self.seconds.append(timeout or 0.0)
         return self.is_set()
 
@@ -604,6 +608,8 @@ class NewClient:
         monotonic: Callable[[], float] = time.monotonic,
         random: Random | None = None,
         stopped: threading.Event | None = None,
+        lanes: Lanes | None = None,
+        read_key: Callable[[Workspace, Mapping[str, str]], str] = read_api_key,
     ) -> Client:
         """Return a client."""
         workspace = Workspace(
@@ -622,6 +628,8 @@ class NewClient:
             monotonic=monotonic,
             random=random or Hasty(),
             stopped=stopped or threading.Event(),
+            lanes=lanes,
+            read_key=read_key,
         )
         self.clients.append(client)
         return client
@@ -713,6 +721,71 @@ def test_reasons_of_broken_answers(braze: Simulator, client: Client, fault: Faul
 
 
 @server
+def test_a_response_whose_reading_fails_unexpectedly(
+    braze: Simulator, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is one response's trouble: counted as its payload's, with a traceback of few lines without its text."""
+    received = client.data_series(braze.campaigns[0].id, days=3, permit=OPEN, timeout=LATE)
+    received.body = None  # type: ignore[assignment]
+    with pytest.raises(BrazeError) as caught:
+        client.read(received, samples=SAMPLES)
+
+    assert caught.value.reason is Reason.BAD_PAYLOAD
+    assert str(caught.value) == "the response cannot be read or shown, see the traceback"
+    assert caught.value.__context__ is None
+    assert failures(client) == {Reason.BAD_PAYLOAD: 1}
+    (record,) = caplog.records
+    assert vars(record)["campaign_id"] == braze.campaigns[0].id
+    assert "in decoded" in vars(record)["traceback"]
+    assert "NoneType" not in str(vars(record))
+
+
+def test_a_deep_traceback_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+    """Of an exception deep inside, the innermost twenty places are logged."""
+
+    def descend(depth: int) -> None:
+        if depth:
+            descend_again(depth)
+        raise KeyError("a part of the response")
+
+    def descend_again(depth: int) -> None:
+        descend(depth - 1)
+
+    try:
+        descend(100)
+    except KeyError as error:
+        log_traceback(("main", "id"), error)
+
+    assert vars(caplog.records[0])["traceback"].count("File") == 20
+    assert vars(caplog.records[0])["traceback"].rstrip().endswith('raise KeyError("a part of the response")')
+    assert vars(caplog.records[0])["error"] == "KeyError"
+
+
+@server
+def test_large_responses_take_turns(braze: Simulator, new_client: NewClient) -> None:
+    """A large response that was received has its turn until it is read; one that fails on the way lets go of it."""
+    lanes = Lanes()
+    client = new_client(lanes=lanes)
+    body = b'{"data": [], "text": "%s"}' % (b"x" * (2 << 20))
+    for fault, reason in ((Body(body), None), (Body(bytes(20 << 20)), Reason.TOO_LARGE)):
+        misbehave(braze, fault)
+        assert reason_of(client) is reason
+        assert len(lanes.large) == 0
+    misbehave(braze, Body(body), Body(body), Body(b'{"data": []}'))
+    received = client.data_series(braze.campaigns[0].id, days=3, permit=OPEN, timeout=LATE)
+    assert len(lanes.large) == 1
+    other = reason_of(client, timeout=SOON)
+    small = client.data_series(braze.campaigns[0].id, days=3, permit=OPEN, timeout=LATE)
+    assert client.read(small, samples=SAMPLES) == DataSeries(None, None)
+    assert len(lanes.large) == 1
+    assert client.read(received, samples=SAMPLES) == DataSeries(None, None)
+
+    assert other is Reason.TIMEOUT
+    assert received.body == b""
+    assert len(lanes.large) == 0
+
+
+@server
 def test_reason_of_tls(braze: Simulator, new_client: NewClient) -> None:
     """Where there is no TLS but should be, the reason is that, and there is no second try."""
     client = new_client(endpoint=braze.url.replace("http:", "https:"))
@@ -784,6 +857,60 @@ def test_back_off_of_retries(braze: Simulator, new_client: NewClient, jitter: fl
     assert [seconds for seconds in pauses.seconds if seconds > 0.1] == expected
 
 
+class Woken(threading.Event):
+    """Whoever waits wakes much later than it wanted to."""
+
+    def __init__(self, clock: "Clock") -> None:
+        super().__init__()
+        self.clock = clock
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return when a minute has passed."""
+        assert timeout is not None
+        self.clock.ahead += 60.0
+        return self.is_set()
+
+
+@server
+def test_no_retry_after_the_deadline(braze: Simulator, new_client: NewClient) -> None:
+    """A back-off that ends behind the deadline, as the machine slept, is no time-out: the first try's reason stays."""
+    clock = Clock()
+    client = new_client(monotonic=clock, stopped=Woken(clock))
+    braze.misbehave(E500)
+
+    assert reason_of(client, timeout=30.0) is Reason.SERVER_ERROR
+    assert len(braze.requests) == 1
+    assert failures(client) == {Reason.SERVER_ERROR: 1}
+
+
+@server
+def test_a_wait_for_the_pace_is_in_short_steps(braze: Simulator, new_client: NewClient) -> None:
+    """Whoever waits looks at the clock every five seconds at least, and sends nothing before its time."""
+    pauses = Pauses()
+    clock = Clock()
+    client = new_client(requests_per_minute=1, monotonic=clock, stopped=pauses, random=Steady(0.0))
+    assert isinstance(client.data_series_pool.take(clock()), Permit)
+    misbehave(braze, E500)
+    pauses.before = lambda: setattr(clock, "ahead", clock.ahead + 5.0)
+
+    assert reason_of(client, timeout=300.0) is None
+    assert max(pauses.seconds) <= 5.0
+    assert clock.ahead >= 55.0
+    assert len(braze.requests) == 2
+
+
+@server
+def test_a_retry_that_would_wait_too_long_for_the_pace(braze: Simulator, new_client: NewClient) -> None:
+    """Where the pace allows a retry only behind the deadline, none is waited for."""
+    pauses = Pauses()
+    client = new_client(requests_per_minute=1, stopped=pauses, random=Steady(0.0))
+    assert isinstance(client.data_series_pool.take(time.monotonic()), Permit)
+    braze.misbehave(E500)
+
+    assert reason_of(client, timeout=30.0) is Reason.SERVER_ERROR
+    assert len(pauses.seconds) == 1
+
+
 @server
 def test_retries_are_paced(braze: Simulator, new_client: NewClient) -> None:
     """A retry is a request like any other: it waits for its turn."""
@@ -842,6 +969,16 @@ def test_a_rate_limit_pauses_until_its_reset(braze: Simulator, client: Client) -
     assert reason_of(client) is Reason.RATE_LIMITED
     assert client.data_series_pool.closed is Reason.RATE_LIMITED
     assert 20 < client.data_series_pool.closed_for(time.monotonic()) <= 30
+
+
+@server
+def test_a_rate_limit_without_a_date_goes_by_our_clock(braze: Simulator, new_client: NewClient) -> None:
+    """Where a proxy has stripped Braze's Date, the reset of the limit counts all the same."""
+    client = new_client(wall=lambda: NOON)
+    braze.misbehave(Status(429, headers={"Date": "", "X-RateLimit-Reset": f"{NOON + 200}"}))
+
+    assert reason_of(client) is Reason.RATE_LIMITED
+    assert 150 < client.data_series_pool.closed_for(time.monotonic()) <= 200
 
 
 @server
@@ -1008,6 +1145,65 @@ def test_a_refusal_of_a_replaced_key_is_none(braze: Simulator, new_client: NewCl
         assert asked.result() is None
     assert [request.status for request in braze.requests] == [401, 200]
     assert client.data_series_pool.closed is None
+
+
+class HangingVolume:
+    """Reads keys, but for the first, only when it is told to go on."""
+
+    def __init__(self) -> None:
+        self.reading = 0
+        self.go_on = threading.Event()
+
+    def __call__(self, workspace: Workspace, environ: Mapping[str, str]) -> str:
+        """Return the key of a workspace."""
+        self.reading += 1
+        if self.reading > 1 and "hangs" in str(workspace.api_key_file):
+            assert self.go_on.wait(LATE)
+        return read_api_key(workspace, environ)
+
+
+@server
+def test_a_key_file_that_hangs(braze: Simulator, new_client: NewClient, tmp_path: Path) -> None:
+    """While a file on a volume that hangs is read, all other requests go on with the old key, also as probes."""
+    volume, file = HangingVolume(), tmp_path / "hangs"
+    file.write_text(braze.api_key)
+    client = new_client(key_file=file, interval=0.001, read_key=volume)
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(reason_of, client, permit=PROBE)
+        eventually(lambda: volume.reading == 2, what="the file to be read")
+        others = [reason_of(client), reason_of(client, permit=PROBE)]
+        before = reading.done()
+        volume.go_on.set()
+
+        assert reading.result(LATE) is None
+    assert others == [None, None]
+    assert not before
+    assert volume.reading == 2
+    assert reason_of(client) is None
+    assert volume.reading == 3
+
+
+@server
+@pytest.mark.parametrize("late", ["late-braze-key", ""])
+def test_a_reload_while_a_key_file_hangs(
+    braze: Simulator, new_client: NewClient, tmp_path: Path, caplog: pytest.LogCaptureFixture, late: str
+) -> None:
+    """What was being read when a reload brought another file changes and tells nothing any more."""
+    volume, file, other = HangingVolume(), tmp_path / "hangs", tmp_path / "other"
+    file.write_text(braze.api_key)
+    other.write_text("another-braze-key")
+    client = new_client(key_file=file, read_key=volume)
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(reason_of, client, permit=PROBE)
+        eventually(lambda: volume.reading == 2, what="the file to be read")
+        client.change(client.workspace.model_copy(update={"api_key_file": other}), interval=300.0)
+        file.write_text(late)
+        volume.go_on.set()
+        reading.result(LATE)
+
+    assert client.secrets == (braze.api_key, "another-braze-key")
+    assert "cannot be read" not in caplog.text
+    assert caplog.messages.count("the API key was replaced") <= 1
 
 
 def remove(path: Path) -> None:
