@@ -25,6 +25,7 @@ from exporter.braze import (
     ApiStatistics,
     BrazeError,
     Client,
+    Counters,
     Permit,
     Pool,
     RateLimited,
@@ -1062,6 +1063,56 @@ def test_statistics_are_copies(client: Client) -> None:
     assert before.requests == 0
     assert sum(before.durations) == sum(before.failures.values()) == 0
     assert failures(client) == {Reason.BAD_PAYLOAD: 1}
+
+
+@pytest.fixture
+def hectic() -> Iterator[None]:
+    """Let threads take turns as often as can be."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hectic")
+def test_counters_of_many_threads() -> None:
+    """Nothing is lost of what threads count at the same time, and no copy is of two moments."""
+    counters = Counters()
+    done = threading.Event()
+
+    def count(_: int) -> None:
+        for _ in range(3000):
+            counters.observe("data_series", 1.0)
+            counters.count_failure("data_series", Reason.TIMEOUT)
+
+    def look() -> bool:
+        whole = True
+        while not done.is_set():
+            copy = counters.copy()["data_series"]
+            whole = whole and copy.requests == sum(copy.durations) == copy.duration_sum
+        return whole
+
+    with ThreadPoolExecutor(7) as threads:
+        looks = threads.submit(look)
+        list(threads.map(count, range(6)))
+        done.set()
+        assert looks.result()
+    statistics = counters.copy()["data_series"]
+    assert statistics.requests == statistics.failures[Reason.TIMEOUT] == sum(statistics.durations) == 18_000
+
+
+@pytest.mark.usefixtures("hectic")
+def test_permits_of_many_threads() -> None:
+    """However many threads ask at the same moment, one gets leave to send a request, and one a probe."""
+    for _ in range(200):
+        pool = pool_of(60)
+        with ThreadPoolExecutor(8) as threads:
+            taken = list(threads.map(lambda _, pool=pool: pool.take(1000.0), range(8)))  # type: ignore[misc]
+            pool.failed(OPEN, error_of(Reason.RATE_LIMITED, 5.0), 1000.0)
+            probes = list(threads.map(lambda _, pool=pool: pool.take(1005.0), range(8)))  # type: ignore[misc]
+
+        assert taken.count(OPEN) == 1
+        assert probes.count(PROBE) == 1
 
 
 def test_durations_are_counted_by_bucket() -> None:

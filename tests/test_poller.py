@@ -23,6 +23,7 @@ from exporter import config
 from exporter.config import Config
 from exporter.exposition import Exposition, Format
 from exporter.poller import CampaignState, Clock, Poller, start_thread, system_clock
+from exporter.reload import compare
 from exporter.schedule import slot
 from exporter.simulator import Body, Cut, Drip, Fault, Hang, Latency, Simulator, Status
 from tests.servers import eventually
@@ -670,6 +671,34 @@ def test_statistics_that_are_no_numbers_are_told_once(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert vars(record)["statistics"] == "sent, new"
+
+
+def test_a_removed_campaign_is_polled_no_more(tmp_path: Path, braze: Simulator) -> None:
+    """A campaign that a reload removes has no slot any more, also when it was just being polled."""
+    waits, polled, stays = (campaign.id for campaign in braze.campaigns[:3])
+    loaded = configured(tmp_path, braze, poll=PATIENT, campaigns={waits: "A", polled: "B", stays: "C"})
+    left = configured(tmp_path, braze, poll=PATIENT, campaigns={stays: "C"})
+    with polling(loaded) as run:
+        eventually(run.ready, what="the end of the first round")
+        braze.misbehave(Latency(1.5), campaign_id=polled)
+        under_way = run.state(polled).polls
+        eventually(lambda: asked(braze, polled) > under_way, what="a poll that takes a while")
+        run.poller.apply(left, compare(loaded, left))
+        eventually(lambda: run.state(stays).polls >= 1, what="a poll")
+        braze.behave()
+        counts = asked(braze, waits), asked(braze, polled)
+        polls = run.state(stays).polls
+        eventually(lambda: run.state(stays).polls >= polls + 4, what="four intervals")
+
+        assert asked(braze, waits) <= counts[0] + 1, "one may have been on its way"
+        assert asked(braze, polled) <= counts[1]
+        assert not run.samples(polled)
+        assert [state.campaign_id for state in run.poller.campaigns] == [stays]
+
+
+def asked(braze: Simulator, campaign_id: str) -> int:
+    """Return how many requests there were for a campaign."""
+    return sum(request.campaign_id == campaign_id for request in braze.requests)
 
 
 def test_names_of_the_configuration_are_cut(tmp_path: Path, braze: Simulator) -> None:
