@@ -123,7 +123,7 @@ class Pool:
 
     def __init__(self, *, requests_per_minute: float, unauthorized_pause: float, random: Random) -> None:
         self._random = random
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # a permit is given once
         self._taken = -math.inf
         self.change(requests_per_minute=requests_per_minute, unauthorized_pause=unauthorized_pause)
         self._closed: Reason | None = None
@@ -217,7 +217,7 @@ class Counters:
     """What happened on each of a workspace's endpoints so far. Any number of threads may count."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # adding is reading and writing
         self._apis = {"data_series": ApiStatistics()}
 
     def observe(self, api: str, seconds: float) -> None:
@@ -290,7 +290,7 @@ class Client:
         self._lanes = lanes or Lanes()
         self._random = random
         self._stopped = stopped
-        self._key_lock = threading.Lock()
+        self._key_lock = threading.Lock()  # one thread decides to read the key, and none mixes two workspaces' settings
         self._key_reader = read_key
         self._keys = [read_key(workspace, environ)]
         self._key_read_at = monotonic()

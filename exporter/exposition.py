@@ -82,7 +82,7 @@ class Exposition:
         self._published: dict[CampaignKey, CampaignState] = {}
         self._shown: dict[CampaignKey, int] = {}
         self._families: dict[CampaignKey, tuple[str, ...]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # a snapshot has all of what replaces a campaign's pieces, or nothing
         self._tables: dict[str, dict[CampaignKey, bytes]] = {family.name: {} for family in CAMPAIGN_FAMILIES}
 
     def shown(self, campaign: CampaignKey) -> int:

@@ -166,7 +166,7 @@ class Poller:
         self._lanes = Lanes()
         self._stopped = False
         self._expiry_changed = threading.Event()
-        self._recording = threading.Lock()
+        self._recording = threading.Lock()  # one state follows the other: of a campaign, and of the exposition
         self._states: dict[CampaignKey, CampaignState] = {}
         self._succeeded_at: dict[CampaignKey, float] = {}
         self._told_of_skipped: set[CampaignKey] = set()
@@ -455,7 +455,7 @@ class _WorkspacePoller:
         self._fatal = fatal
         self._schedule = Schedule(poll.interval)
         self._changed = threading.Condition()
-        self._in_line = threading.Lock()
+        self._in_line = threading.Lock()  # of the idle threads only the first wakes by the clock
         self._threads = 0
         self._idle = 0
         self._thread_refused = False

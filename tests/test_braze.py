@@ -1107,9 +1107,9 @@ def test_permits_of_many_threads() -> None:
     for _ in range(200):
         pool = pool_of(60)
         with ThreadPoolExecutor(8) as threads:
-            taken = list(threads.map(lambda _, pool=pool: pool.take(1000.0), range(8)))  # type: ignore[misc]
+            taken = list(threads.map(lambda _, pool=pool: pool.take(1000.0), range(8)))
             pool.failed(OPEN, error_of(Reason.RATE_LIMITED, 5.0), 1000.0)
-            probes = list(threads.map(lambda _, pool=pool: pool.take(1005.0), range(8)))  # type: ignore[misc]
+            probes = list(threads.map(lambda _, pool=pool: pool.take(1005.0), range(8)))
 
         assert taken.count(OPEN) == 1
         assert probes.count(PROBE) == 1

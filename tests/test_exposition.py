@@ -2,6 +2,8 @@
 
 import math
 import re
+import sys
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import date
@@ -70,6 +72,7 @@ STATE = CampaignState(
     polls=1,
     latest=Day(date(2026, 3, 3), {}, (Variation("email", "1", "", {"sent": 5.0}),)),
 )
+EVERY = [f"statistic {number}" for number in range(50)]
 OTHER_DAY = Day(date(2026, 3, 3), {"revenue": 1.5}, (Variation("email", "1", "", {"sent": 6.0, "opens": 1.0}),))
 
 
@@ -292,6 +295,35 @@ def test_only_the_last_state_counts(states: list[tuple[Limits, CampaignState]]) 
 
     assert joined(exposition) == joined(new)
     assert exposition.series == new.series
+
+
+def test_a_snapshot_is_of_one_moment() -> None:
+    """Whoever takes a snapshot while a campaign is published has all of one state and nothing of another."""
+    exposition = Exposition(LIMITS)
+    states = [
+        replace(STATE, polls=number, latest=Day(date(2026, 3, number), dict.fromkeys(EVERY, float(number)), ()))
+        for number in (1, 2)
+    ]
+    exposition.publish(states[0])
+    stopped = threading.Event()
+
+    def publish() -> None:
+        while not stopped.is_set():
+            for state in states:
+                exposition.publish(state)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    publishing = threading.Thread(target=publish)
+    publishing.start()
+    try:
+        seen = [set(re.findall(r"_campaign_(?:other|polls_total){.*} (.*)", joined(exposition))) for _ in range(500)]
+    finally:
+        stopped.set()
+        publishing.join()
+        sys.setswitchinterval(interval)
+
+    assert {frozenset(values) for values in seen} <= {frozenset({"1.0"}), frozenset({"2.0"})}
 
 
 def test_a_new_name_moves_the_series() -> None:
