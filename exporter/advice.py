@@ -53,7 +53,7 @@ ADVICE: Mapping[Reason, Advice] = MappingProxyType(
         Reason.REDIRECT: Advice(
             "something in between, or a wrong address; redirects are not followed", "look at endpoint and proxies"
         ),
-        Reason.TOO_LARGE: Advice("an answer of more than 16 MiB", "lower poll.days"),
+        Reason.TOO_LARGE: Advice("a response of more than 16 MiB, or of a million values", "lower poll.days"),
         Reason.BAD_PAYLOAD: Advice(
             "the answer is not what Braze documents, for instance a proxy's page",
             "look into the log, which says what came",

@@ -11,6 +11,7 @@ import logging
 import math
 import re
 import threading
+import traceback
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from datetime import UTC
@@ -20,7 +21,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from exporter import __version__
-from exporter.config import ConfigError, read_api_key
+from exporter.config import MOST_CONCURRENCY, ConfigError, read_api_key
+from exporter.decoding import DecodingError, Lanes, TooManyValues, Turn, decoded
+from exporter.model import PayloadError, parse_data_series
 from exporter.transport import NotConnected, NotDecoded, NotTrusted, TimedOut, TooLarge, Transport, TransportError
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from exporter.config import Workspace
+    from exporter.model import DataSeries
     from exporter.transport import Reply
 
 logger = logging.getLogger(__name__)
@@ -38,7 +42,13 @@ DURATION_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 LONGEST_PAUSE = 300.0
 """Seconds; whatever Braze names, after so long one request finds out."""
 
+LONGEST_WAIT = 5.0
+"""Seconds after which whoever waits looks at the clock again: waits do not count the time that the machine sleeps."""
+
+UNEXPECTED = "the response cannot be read or shown, see the traceback"
+
 _TRIES = 3
+_FRAMES = 20
 _FIRST_BACK_OFF = 1.0
 _CATCH_UP = 0.02  # seconds of pacing that a late wake-up may make good, so that rates of 1,000/s are reached
 _MESSAGE_LENGTH = 200
@@ -113,7 +123,7 @@ class Pool:
 
     def __init__(self, *, requests_per_minute: float, unauthorized_pause: float, random: Random) -> None:
         self._random = random
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # a permit is given once
         self._taken = -math.inf
         self.change(requests_per_minute=requests_per_minute, unauthorized_pause=unauthorized_pause)
         self._closed: Reason | None = None
@@ -207,7 +217,7 @@ class Counters:
     """What happened on each of a workspace's endpoints so far. Any number of threads may count."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # adding is reading and writing
         self._apis = {"data_series": ApiStatistics()}
 
     def observe(self, api: str, seconds: float) -> None:
@@ -234,10 +244,20 @@ class Counters:
             }
 
 
+@dataclass(slots=True)
+class Received:
+    """A successful response that is still to be read, and perhaps the turn of a large one, which reading ends."""
+
+    campaign_id: str
+    body: bytes
+    turn: Turn
+
+
 class Client:
     """One workspace's way to Braze: its key, its connections, its pace. Any number of threads may use it.
 
-    It is one of `total_shards` that share the pace. With `counters` it goes on counting where another stopped.
+    It is one of `total_shards` that share the pace. With `counters` it goes on counting where another stopped. `lanes`
+    are those of all clients of the process. `monotonic` counts the time that the machine sleeps, where it can.
     """
 
     def __init__(
@@ -246,11 +266,14 @@ class Client:
         *,
         interval: float,
         environ: Mapping[str, str],
+        wall: Callable[[], float],
         monotonic: Callable[[], float],
         random: Random,
         stopped: threading.Event,
         total_shards: int = 1,
         counters: Counters | None = None,
+        lanes: Lanes | None = None,
+        read_key: Callable[[Workspace, Mapping[str, str]], str] = read_api_key,
     ) -> None:
         self.workspace = workspace
         self.counters = counters or Counters()
@@ -262,12 +285,16 @@ class Client:
         )
         self._interval = interval
         self._environ = environ
+        self._wall = wall
         self._monotonic = monotonic
+        self._lanes = lanes or Lanes()
         self._random = random
         self._stopped = stopped
-        self._key_lock = threading.Lock()
-        self._keys = [read_api_key(workspace, environ)]
+        self._key_lock = threading.Lock()  # one thread decides to read the key, and none mixes two workspaces' settings
+        self._key_reader = read_key
+        self._keys = [read_key(workspace, environ)]
         self._key_read_at = monotonic()
+        self._key_being_read = False
         self._key_readable = True
         self._transport = Transport(
             workspace.endpoint,
@@ -276,7 +303,7 @@ class Client:
                 "Accept-Encoding": "gzip",
                 "User-Agent": f"braze-exporter/{__version__}",
             },
-            connections=32,
+            connections=MOST_CONCURRENCY,
             monotonic=monotonic,
         )
 
@@ -299,23 +326,50 @@ class Client:
             self.workspace = workspace
             self._interval = interval
             before = self._keys[-1]
-            self._read_key()
-            replaced = self._keys[-1] != before
+        self._read_key(workspace)
+        replaced = self._keys[-1] != before
         self.data_series_pool.change(
             requests_per_minute=workspace.requests_per_minute / self._total_shards,
             unauthorized_pause=min(interval, LONGEST_PAUSE),
         )
         return replaced and self.data_series_pool.probe_now()
 
-    def data_series(self, campaign_id: str, *, days: int, permit: Permit, timeout: float) -> object:
-        """Ask for a campaign's last days; return the decoded answer.
+    def data_series(self, campaign_id: str, *, days: int, permit: Permit, timeout: float) -> Received:
+        """Request a campaign's last days; return the response, which is to be read.
 
         Raises:
             BrazeError: with the reason of the last try that ended; there are three at most, within `timeout` seconds.
 
         """
         target = f"/campaigns/data_series?campaign_id={campaign_id}&length={days}"
-        return self._ask("data_series", self.data_series_pool, target, permit, timeout)
+        body, turn = self._ask("data_series", self.data_series_pool, target, permit, timeout)
+        return Received(campaign_id, body, turn)
+
+    def read(self, received: Received, *, samples: int) -> DataSeries:
+        """Return what a response says, at most so many samples of it; a response is read once.
+
+        Raises:
+            BrazeError: it says nothing. An exception that nobody expects is one response's trouble, too.
+
+        """
+        failure: BrazeError
+        with received.turn:
+            body, received.body = received.body, b""
+            try:
+                series = parse_data_series(decoded(body), samples=samples)
+            except TooManyValues as error:
+                failure = BrazeError(Reason.TOO_LARGE, str(error))
+            except (DecodingError, PayloadError) as error:
+                failure = BrazeError(Reason.BAD_PAYLOAD, str(error))
+            except Exception as error:  # noqa: BLE001 - see above
+                log_traceback((self.workspace.name, received.campaign_id), error)
+                failure = BrazeError(Reason.BAD_PAYLOAD, UNEXPECTED)
+            else:
+                return series
+            finally:
+                del body
+        self.count_failure("data_series", failure.reason)
+        raise failure  # here, as an exception that is handled refers to all of the response
 
     def count_failure(self, api: str, reason: Reason) -> None:
         """Count an answer that arrived whole and turned out to be none."""
@@ -326,7 +380,7 @@ class Client:
         self._stopped.set()
         self._transport.close()
 
-    def _ask(self, api: str, pool: Pool, target: str, permit: Permit, timeout: float) -> object:
+    def _ask(self, api: str, pool: Pool, target: str, permit: Permit, timeout: float) -> tuple[bytes, Turn]:
         """Make up to three tries of one request, each with leave of the pool."""
         deadline = self._monotonic() + timeout
         for tries in range(1, _TRIES + 1):
@@ -347,21 +401,23 @@ class Client:
                 return answer
         raise AssertionError("the last try returns or raises")
 
-    def _try(self, api: str, target: str, permit: Permit, deadline: float) -> object:
+    def _try(self, api: str, target: str, permit: Permit, deadline: float) -> tuple[bytes, Turn]:
         key = self._api_key(fresh=permit.probe)
+        turn = Turn(self._lanes)
         try:
-            return _answer(self._reply(api, target, key, deadline), self.secrets)
+            return _body(self._reply(api, target, key, deadline, turn), self.secrets, self._wall()), turn
         except BrazeError as error:
+            turn.end()
             self.count_failure(api, error.reason)
             if error.reason is not Reason.UNAUTHORIZED or key == self._keys[-1]:
                 raise
         return self._try(api, target, permit, deadline)  # the key was replaced meanwhile, the new one is not refused
 
-    def _reply(self, api: str, target: str, key: str, deadline: float) -> Reply:
+    def _reply(self, api: str, target: str, key: str, deadline: float, turn: Turn) -> Reply:
         started = self._monotonic()
         try:
             reply = self._transport.get(
-                target, authorization=f"Bearer {key}", timeout=deadline - started, before_large=lambda _: None
+                target, authorization=f"Bearer {key}", timeout=deadline - started, before_large=turn.wait
             )
         except TransportError as error:
             raise BrazeError(_TRANSPORT_REASONS[type(error)], str(error)) from None
@@ -386,36 +442,53 @@ class Client:
         """Wait for the back-off and the pace; return None where a retry does not fit in or the pool closes."""
         wait = back_off
         while not pool.closed and self._monotonic() + wait < deadline and not self._stopped.wait(wait):
-            taken = pool.take(self._monotonic())
+            now = self._monotonic()
+            if now >= deadline:  # woken late, or the machine slept
+                return None
+            taken = pool.take(now)
             if isinstance(taken, Permit):
                 return taken
-            wait = taken
+            wait = min(taken, LONGEST_WAIT) if now + taken < deadline else math.inf
         return None
 
     def _api_key(self, *, fresh: bool) -> str:
-        """Return the key, read again once an interval and for `fresh`; an unusable one changes nothing."""
+        """Return the key, read again once an interval and for `fresh`; an unusable one changes nothing.
+
+        One thread reads it, and not under the lock, as a file may be on a volume that hangs: the others go on with the
+        old one.
+        """
         with self._key_lock:
             now = self._monotonic()
-            if fresh or now - self._key_read_at >= self._interval:
+            due = not self._key_being_read and (fresh or now - self._key_read_at >= self._interval)
+            if due:
                 self._key_read_at = now
-                self._read_key()
-            return self._keys[-1]
+                self._key_being_read = True
+            workspace = self.workspace
+        if due:
+            try:
+                self._read_key(workspace)
+            finally:
+                self._key_being_read = False
+        return self._keys[-1]
 
-    def _read_key(self) -> None:
-        where = {"workspace": self.workspace.name}
+    def _read_key(self, workspace: Workspace) -> None:
+        key, problem = "", ""
         try:
-            key = read_api_key(self.workspace, self._environ)
+            key = self._key_reader(workspace, self._environ)
         except ConfigError as error:
-            if self._key_readable:
-                logger.warning(
-                    "the API key cannot be read again, the old one stays", extra={**where, "error": str(error)}
-                )
-            self._key_readable = False
-            return
-        self._key_readable = True
-        if key != self._keys[-1]:
+            problem = str(error)
+        with self._key_lock:
+            if workspace is not self.workspace:  # a reload brought other settings meanwhile, and reads their key
+                return
+            news = self._key_readable if problem else key != self._keys[-1]
+            self._key_readable = not problem
+            if news and not problem:
+                self._keys = [*(old for old in self._keys if old != key), key]
+        where = {"workspace": workspace.name}
+        if news and problem:
+            logger.warning("the API key cannot be read again, the old one stays", extra={**where, "error": problem})
+        elif news:
             logger.info("the API key was replaced", extra=where)
-            self._keys = [*(old for old in self._keys if old != key), key]
 
 
 _RETRIED = {Reason.CONNECTION, Reason.SERVER_ERROR}
@@ -438,6 +511,8 @@ _STATUS_REASONS: dict[int, Reason] = {
     HTTPStatus.FORBIDDEN: Reason.FORBIDDEN,
     HTTPStatus.NOT_FOUND: Reason.NOT_FOUND,
     HTTPStatus.PROXY_AUTHENTICATION_REQUIRED: Reason.CONNECTION,
+    HTTPStatus.REQUEST_TIMEOUT: Reason.CONNECTION,
+    HTTPStatus.TOO_EARLY: Reason.CONNECTION,
 }
 
 _CLASS_REASONS = {3: Reason.REDIRECT, 4: Reason.BAD_REQUEST, 5: Reason.SERVER_ERROR}
@@ -449,26 +524,18 @@ def _back_off(times: int, random: Random) -> float:
     return float(min(LONGEST_PAUSE, _FIRST_BACK_OFF * 2.0 ** min(times - 1, 16)) * random.uniform(0.5, 1.0))
 
 
-def _answer(reply: Reply, keys: Sequence[str]) -> object:
-    """Return the decoded body of a success; raise what any other status means."""
+def _body(reply: Reply, keys: Sequence[str], now: float) -> bytes:
+    """Return the body of a success; raise what any other status means, whatever its body is."""
     status = reply.status
     if status == HTTPStatus.OK:
-        return _decoded(reply.body)
+        return reply.body
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        raise RateLimited("Braze answered 429: too many requests", named_wait(reply.headers))
+        raise RateLimited("Braze answered 429: too many requests", named_wait(reply.headers, now))
     detail = f"Braze answered {status}"
     if status in {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}:
         detail += _message(reply.body, keys)
     reason = _STATUS_REASONS.get(status) or _CLASS_REASONS.get(status // 100, Reason.BAD_PAYLOAD)
     raise BrazeError(reason, detail)
-
-
-def _decoded(body: bytes) -> object:
-    try:
-        answer: object = json.loads(body)
-    except (ValueError, RecursionError):  # 4,300 digits and 100,000 brackets end here too
-        raise BrazeError(Reason.BAD_PAYLOAD, f"expected JSON, got {len(body)} bytes of something else") from None
-    return answer
 
 
 def _message(body: bytes, keys: Sequence[str]) -> str:
@@ -490,19 +557,21 @@ def _holds_part_of(key: str, text: str) -> bool:
     return any(key[start : start + length] in text for start in range(len(key) - length + 1))
 
 
-def named_wait(headers: Mapping[str, str]) -> float | None:
-    """Return how many seconds a 429 asks to wait: Retry-After, else X-RateLimit-Reset less the answer's own Date.
+def named_wait(headers: Mapping[str, str], now: float) -> float | None:
+    """Return how many seconds a 429 asks to wait, at most the longest pause: Retry-After, else X-RateLimit-Reset.
 
-    None where neither says it. A time in the past means now.
+    A time is compared with the response's own `Date`, or with our clock, the Unix time `now`, where it has none; one in
+    the past means at once. None where neither header says anything.
     """
     date = _http_date(headers.get("Date"))
+    here = now if date is None else date
     retry_after = headers.get("Retry-After")
     wait = _number(retry_after)
-    if wait is None and date is not None and (until := _http_date(retry_after)) is not None:
-        wait = until - date
-    if wait is None and date is not None and (reset := _number(headers.get("X-RateLimit-Reset"))) is not None:
-        wait = reset - date
-    return None if wait is None else max(0.0, wait)
+    if wait is None and (until := _http_date(retry_after)) is not None:
+        wait = until - here
+    if wait is None and (reset := _number(headers.get("X-RateLimit-Reset"))) is not None:
+        wait = reset - here
+    return None if wait is None else min(max(0.0, wait), LONGEST_PAUSE)
 
 
 def _read_rate_headers(statistics: ApiStatistics, headers: Mapping[str, str]) -> None:
@@ -523,9 +592,23 @@ def _number(text: str | None) -> float | None:
 
 
 def _http_date(text: str | None) -> float | None:
-    """Return the Unix time of a header's date, which is in UTC even where it names no zone."""
+    """Return the Unix time of a header's date, which is in UTC even where it names no zone; None for any other text."""
     try:
         date = parsedate_to_datetime(text or "")
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
+    except Exception:  # noqa: BLE001 - the parser raises what comes along for texts that are no dates
         return None
+
+
+def log_traceback(campaign: tuple[str, str], error: Exception) -> None:
+    """Log where an unexpected exception was raised, without its text, which may hold parts of the response."""
+    places = "".join(traceback.format_tb(error.__traceback__, -_FRAMES))
+    logger.error(
+        "a response cannot be read or shown",
+        extra={
+            "workspace": campaign[0],
+            "campaign_id": campaign[1],
+            "error": type(error).__name__,
+            "traceback": places,
+        },
+    )

@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 from exporter.advice import ADVICE
 from exporter.braze import BrazeError, Client, Permit, Reason
 from exporter.config import INSTANCES
-from exporter.model import PayloadError, parse_data_series
+from exporter.model import EXAMPLES, SAMPLES
 from exporter.poller import Failure
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ class _Asking:
             workspace,
             interval=poll.interval,
             environ=environ,
+            wall=clock.wall,
             monotonic=clock.monotonic,
             random=Random(),  # noqa: S311 - jitter
             stopped=self._stopped,
@@ -198,14 +199,12 @@ class _Asking:
 
     def _ask(self, campaign: Campaign, permit: Permit) -> Outcome:
         try:
-            answer = self._client.data_series(
+            received = self._client.data_series(
                 campaign.id, days=self._poll.days, permit=permit, timeout=self._poll.timeout
             )
-            return Outcome(campaign, answer=parse_data_series(answer))
+            return Outcome(campaign, answer=self._client.read(received, samples=SAMPLES))
         except BrazeError as error:
             return Outcome(campaign, failure=Failure(error.reason, str(error)))
-        except PayloadError as error:
-            return Outcome(campaign, failure=Failure(Reason.BAD_PAYLOAD, str(error)))
 
 
 def findings(checked: Checked, environ: Mapping[str, str]) -> tuple[Finding, ...]:
@@ -231,6 +230,10 @@ def findings(checked: Checked, environ: Mapping[str, str]) -> tuple[Finding, ...
             f"{_counted(len(skipped))} with parts that are not of the documented form, such as {skipped[0].skipped[0]}"
         )
         found.append(Finding(ok=None, text=text, advice=("The rest of them is served. Please report it.",)))
+    no_numbers = dict.fromkeys(name for answer in answers for name in answer.no_numbers)
+    if no_numbers:
+        text = f"statistics that are no numbers, and so are left out: {', '.join([*no_numbers][:EXAMPLES])}"
+        found.append(Finding(ok=None, text=text, advice=("Braze documents them as numbers. Please report it.",)))
     found.extend(_rate_limit(checked.statistics))
     return tuple(found)
 

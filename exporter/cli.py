@@ -22,7 +22,7 @@ from exporter import __version__, check, config, logs, server, shards, web
 from exporter.config import ConfigError
 from exporter.exposition import Exposition
 from exporter.flags import CAMPAIGNS, SIMULATED_KEY, flag_parser
-from exporter.poller import Clock, Poller
+from exporter.poller import Poller, system_clock
 from exporter.progress import Progress
 from exporter.ready import Ready
 from exporter.reload import Configuration, WatchedFile
@@ -169,7 +169,7 @@ def _check(flags: argparse.Namespace) -> int:
         loaded = config.load(flags.config_file, os.environ)
         progress = Progress(sys.stderr, time.monotonic)
         try:
-            clock = Clock(wall=time.time, monotonic=time.monotonic)
+            clock = system_clock()
             checks = check.ask(loaded, environ=os.environ, clock=clock, progress=progress.show)
         finally:
             progress.clear()
@@ -361,7 +361,7 @@ class _Process:
                 loaded,
                 total_shards=shard.total,
                 environ=os.environ,
-                clock=Clock(wall=time.time, monotonic=time.monotonic),
+                clock=system_clock(),
                 exposition=self._exposition,
                 fatal=self._fail,
             )

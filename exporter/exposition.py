@@ -82,7 +82,7 @@ class Exposition:
         self._published: dict[CampaignKey, CampaignState] = {}
         self._shown: dict[CampaignKey, int] = {}
         self._families: dict[CampaignKey, tuple[str, ...]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # a snapshot has all of what replaces a campaign's pieces, or nothing
         self._tables: dict[str, dict[CampaignKey, bytes]] = {family.name: {} for family in CAMPAIGN_FAMILIES}
 
     def shown(self, campaign: CampaignKey) -> int:
@@ -95,7 +95,7 @@ class Exposition:
         # A campaign without numbers because of failures keeps its places; one that Braze says has none gives them up.
         admitted = self._places.admit(state.key, rows) if rows or state.up else []
         shown = samples_in(admitted)
-        dropped = samples_in(rows) - shown
+        dropped = samples_in(rows) - shown + state.dropped
         if dropped != self._dropped.get(state.key, 0):
             self._log_dropped(state, dropped)
         standing = set() if dropped else self._standing(state)

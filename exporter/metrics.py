@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from exporter.braze import DURATION_BUCKETS, Reason
+from exporter.catalogue import CAMPAIGN_STATISTICS, CONVERSIONS, MESSAGE_STATISTICS, REVENUE, conversion
 from exporter.shards import WHOLE
 
 if TYPE_CHECKING:
@@ -55,58 +57,18 @@ PREVIOUS = "braze_previous_day_"
 CAMPAIGN_LABELS = ("campaign_id", "campaign_name", "workspace")
 VARIATION_LABELS = ("campaign_id", "campaign_name", "channel", "variation_id", "variation_name", "workspace")
 
-# What each statistic of a row in `messages.<channel>` counts. The keys are Braze's names.
-MESSAGE_STATISTICS = {
-    "sent": "Messages sent; rate-limited ones count at once, webhook errors too",
-    "delivered": "Messages that the receiving side accepted",
-    "opens": "Opens of e-mails, repeated and machine opens included",
-    "unique_opens": "Recipients who opened an e-mail, tracked for seven days",
-    "machine_open": "Opens of e-mails by machines, such as mail privacy proxies",
-    "machine_amp_open": "Opens of AMP e-mails by machines",
-    "clicks": "Clicks, repeated ones included",
-    "unique_clicks": "Recipients who clicked",
-    "bounces": "Messages that bounced; soft bounces of e-mail are not counted",
-    "unsubscribes": "Recipients who unsubscribed",
-    "reported_spam": "Messages reported as spam, as far as providers tell: Gmail does not",
-    "errors": "Webhooks that ended in an error; they are part of sent",
-    "direct_opens": "Opens by a tap on the push notification itself",
-    "total_opens": "Opens of the app by the push notification or shortly after it",
-    "body_clicks": "Clicks on the body of the push notification",
-    "sent_to_carrier": "Text messages handed to the carrier",
-    "rejected": "Text messages that the carrier rejected",
-    "delivery_failed": "Text messages that could not be delivered",
-    "undelivered": "Messages that were not delivered",
-    "opt_out": "Recipients who opted out by a reply",
-    "help": "Recipients who asked for help by a reply",
-    "failed": "WhatsApp messages that could not be delivered",
-    "read": "Messages that were read",
-    "total_clicks": "Clicks on content cards",
-    "total_dismissals": "Dismissals of content cards",
-    "total_impressions": "Views of content cards",
-    "unique_dismissals": "Recipients who dismissed a content card",
-    "unique_impressions": "Recipients who saw a content card",
-    "impressions": "Views of in-app messages",
-    "first_button_clicks": "Clicks on the first button of an in-app message",
-    "second_button_clicks": "Clicks on the second button of an in-app message",
-    "enrolled": "Users put into the control group",
-    "unique_recipients": "Users who received the message, unique within the day",
-}
-
 # What is said of a variation and of a whole campaign alike. `{}` is whose it is.
 _REVENUE = "Revenue in US dollars of {}; revenue of several campaigns overlaps"
-_CONVERSIONS = "Conversions of {}, on the day they happened, by conversion event (A is the primary one)"
-_CONVERSIONS_BY_SEND_TIME = (
-    "Conversions of {}, on the day the message was sent, by conversion event (A is the primary one)"
-)
+_EVENT = "by conversion event (A is the primary one; other: all beyond Z)"
+_CONVERSIONS = f"Conversions of {{}}, on the day they happened, {_EVENT}"
+_CONVERSIONS_BY_SEND_TIME = f"Conversions of {{}}, on the day the message was sent, {_EVENT}"
 _OTHER = "Any other numeric statistic of {}, by Braze's name for it"
-
-# Braze numbers its conversion events from nothing to 3 and calls them A to D in its dashboard.
-CONVERSION_EVENTS = {"": "A", "1": "B", "2": "C", "3": "D"}
 
 
 class _Group(NamedTuple):
     """The families of one kind of row on one of the two days; `other` is for statistics that have none."""
 
+    prefix: str
     families: dict[str, Family]
     by_statistic: dict[str, Series]
     other: str
@@ -119,18 +81,14 @@ def _group(prefix: str, labels: tuple[str, ...], statistics: dict[str, str], who
 
     own = {name: family(name, text, name) for name, text in statistics.items()}
     by_statistic: dict[str, Series] = {name: (own[name].name, None, "") for name in own}
-    own["revenue"] = family("revenue_dollars", _REVENUE.format(whose), "revenue")
-    by_statistic["revenue"] = (own["revenue"].name, None, "")
-    for statistic, text in {
-        "conversions": _CONVERSIONS,
-        "conversions_by_send_time": _CONVERSIONS_BY_SEND_TIME,
-    }.items():
-        own[statistic] = family(statistic, text.format(whose), statistic, "conversion_event")
-        for number, event in CONVERSION_EVENTS.items():
-            key = statistic.replace("conversions", f"conversions{number}")
-            by_statistic[key] = (own[statistic].name, ("conversion_event", event), "")
+    own[REVENUE] = family("revenue_dollars", _REVENUE.format(whose), REVENUE)
+    by_statistic[REVENUE] = (own[REVENUE].name, None, "")
+    for name, text in {"conversions": _CONVERSIONS, "conversions_by_send_time": _CONVERSIONS_BY_SEND_TIME}.items():
+        own[name] = family(name, text.format(whose), name, "conversion_event")
+    for statistic, (name, event) in CONVERSIONS.items():
+        by_statistic[statistic] = (own[name].name, ("conversion_event", event), "")
     own["other"] = family("other", _OTHER.format(whose), "<stat>", "stat")
-    return _Group({family.name: family for family in own.values()}, by_statistic, own["other"].name)
+    return _Group(prefix, {family.name: family for family in own.values()}, by_statistic, own["other"].name)
 
 
 class _DayGroups(NamedTuple):
@@ -146,7 +104,7 @@ def _day_groups(prefix: str, day: str) -> _DayGroups:
     campaign = _group(
         f"{prefix}campaign_",
         CAMPAIGN_LABELS,
-        {"unique_recipients": "Users who received the campaign, unique within the day"},
+        CAMPAIGN_STATISTICS,
         "the campaign",
         "data[].",
         day,
@@ -377,10 +335,24 @@ def _variation_row(state: CampaignState, variation: Variation, groups: _DayGroup
 
 
 def _samples(statistics: dict[str, float], group: _Group) -> list[Sample]:
-    known, other = group.by_statistic, group.other
-    return [
-        (known.get(statistic) or (other, ("stat", statistic), ""), number) for statistic, number in statistics.items()
-    ]
+    known = group.by_statistic
+    samples = [(known[statistic], number) for statistic, number in statistics.items() if statistic in known]
+    if len(samples) < len(statistics):
+        samples.extend(_other_samples({name: statistics[name] for name in statistics if name not in known}, group))
+    return samples
+
+
+def _other_samples(statistics: dict[str, float], group: _Group) -> Iterator[Sample]:
+    """Yield the samples of statistics that have no series of their own; conversions beyond the letters are summed."""
+    sums: dict[Series, float] = {}
+    for statistic, number in statistics.items():
+        if (beyond := conversion(statistic)) is not None:
+            name, event = beyond
+            series: Series = (group.prefix + name, ("conversion_event", event), "")
+            sums[series] = sums.get(series, 0.0) + number
+        else:
+            yield (group.other, ("stat", statistic), ""), number
+    yield from ((series, number) for series, number in sums.items() if math.isfinite(number))
 
 
 def _sample(family: Family, value: float, label: tuple[str, str] | None = None, suffix: str = "") -> Sample:

@@ -1,4 +1,7 @@
-"""What one answer of `GET /campaigns/data_series` says, as numbers by day and variation. Pure."""
+"""What one response of `GET /campaigns/data_series` says, as numbers by day and variation. Pure.
+
+Memory and time grow with the response in a straight line, and what is kept of it has a bound.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,36 @@ from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
+from exporter.catalogue import is_statistic
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-LABEL_LENGTH = 1024
-"""A label value has at most so many characters; a longer one is cut and ends in an ellipsis."""
+LABEL_BYTES = 1000
+"""A label value has at most so many bytes of UTF-8; a longer one is cut and ends in an ellipsis.
+
+Managed Prometheus services refuse a whole scrape for one value of more than 1,023.
+"""
+
+EXAMPLES = 10
+"""Of the parts that are skipped, and of the fields that are no numbers, so many are named and the rest is counted."""
+
+SAMPLES = 100_000
+"""So many numbers are kept of a response unless another limit is given; a row without numbers counts as one."""
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_NUMBER = re.compile(r"[-+]?[\d.,_]*\d[\d.,_]*(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+_LONGEST_NUMBER = 40
+_NO_STATISTICS = {"time", "messages", "variation_api_id", "variation_name"}
 _LARGEST = sys.float_info.max
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_ELLIPSIS = "…"
+_UNNAMED = "unnamed "
+_NAME_SHOWN = 40
 
 
 class PayloadError(ValueError):
-    """The answer as a whole is not a data series; the text says what was expected and what came."""
+    """The response as a whole is not a data series; the text says what was expected and what came."""
 
 
 class Variation(NamedTuple):
@@ -47,125 +67,204 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class DataSeries:
-    """The two newest days of an answer, and a sentence about each part of them that could not be read."""
+    """The two newest days of a response, and what of it was left out.
+
+    `skipped_parts` could not be read, `skipped` has a sentence about each of the first. `no_numbers` names statistics
+    that came as something else, a number in quotes for example; `dropped` is how many samples were over the limit.
+    """
 
     latest: Day | None
     previous: Day | None
-    skipped: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+    skipped_parts: int = 0
+    no_numbers: tuple[str, ...] = ()
+    dropped: int = 0
 
 
-def parse_data_series(answer: object) -> DataSeries:
-    """Read the newest day and the one before it out of a decoded answer.
+def parse_data_series(answer: object, *, samples: int = SAMPLES) -> DataSeries:
+    """Read the newest day and the one before it out of a decoded response, at most so many samples of both.
 
-    A part that has not the documented form (a day, a channel, a row) spoils only itself and is named in `skipped`.
-    An answer without days is a series without days.
+    A part that has not the documented form (a day, a channel, a row) spoils only itself and is counted as skipped.
+    A response without days is a series without days.
 
     Raises:
-        PayloadError: there is no `data` array, or it has entries and none of them is a day.
+        PayloadError: `message` is a text other than success; or there is no `data` array, or it has entries and none
+            of them is a day.
 
     """
     entries = answer.get("data") if isinstance(answer, dict) else None
+    message = answer.get("message") if isinstance(answer, dict) else None
+    if isinstance(message, str) and message.strip().lower() != "success":
+        raise PayloadError("expected the `message` success, got another text")
     if not isinstance(entries, list):
         raise PayloadError(f"expected an object with an array `data`, got {_kind(answer)} without one")
 
-    skipped: list[str] = []
-    by_date: dict[date, tuple[str, dict[str, object]]] = {}
+    notes = _Notes(samples)
+    newest: dict[date, tuple[int, dict[str, object]]] = {}
     for place, entry in enumerate(entries):
-        try:
-            by_date[_date(entry)] = (f"data[{place}]", entry)
-        except PayloadError as error:
-            skipped.append(f"data[{place}]: {error}")
-    if entries and not by_date:
-        raise PayloadError(f"none of the {len(entries)} entries of `data` is a day; {skipped[0]}")
+        if (day := _date(place, entry, notes)) is not None:
+            newest[day] = (place, entry)
+            if len(newest) > 2:  # noqa: PLR2004 - latest and previous
+                del newest[min(newest)]
+    if entries and not newest:
+        raise PayloadError(f"none of the {len(entries)} entries of `data` is a day; {notes.skipped[0]}")
 
-    newest = sorted(by_date, reverse=True)[:2]
-    days = [_day(day, *by_date[day], skipped) for day in newest]
-    return DataSeries(days[0] if days else None, days[1] if days[1:] else None, tuple(skipped))
+    days = [_day(day, *newest[day], notes) for day in sorted(newest, reverse=True)]
+    return DataSeries(
+        days[0] if days else None,
+        days[1] if days[1:] else None,
+        tuple(notes.skipped),
+        notes.skipped_parts,
+        tuple(notes.no_numbers),
+        notes.dropped,
+    )
 
 
 def clean(text: str) -> str:
-    """Make any text a legal label value: no lone surrogates, at most LABEL_LENGTH characters."""
-    if len(text) <= LABEL_LENGTH and text.isascii():
+    """Make any text a legal label value: no lone surrogates, at most LABEL_BYTES bytes of UTF-8."""
+    if len(text) <= LABEL_BYTES and text.isascii():
         return text
-    text = _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
-    return text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "…"
+    encoded = _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text[: LABEL_BYTES + 1]).encode()
+    if len(encoded) <= LABEL_BYTES:
+        return encoded.decode()
+    return encoded[: LABEL_BYTES - len(_ELLIPSIS.encode())].decode(errors="ignore") + _ELLIPSIS
 
 
 _shared = lru_cache(maxsize=1024)(clean)
-"""The same few names come with every answer: each is kept once, not once for every campaign."""
+"""The same few names come with every response: each is kept once, not once for every campaign."""
 
 
-def _date(entry: object) -> date:
+class _Notes:
+    """What is left out of a response while it is read, and how much there is still room for."""
+
+    __slots__ = ("dropped", "no_numbers", "room", "skipped", "skipped_parts")
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.dropped = 0
+        self.skipped: list[str] = []
+        self.skipped_parts = 0
+        self.no_numbers: list[str] = []
+
+    def skip(self, template: str, *parts: object) -> None:
+        """Count a part that cannot be read; the text is only made of the first."""
+        self.skipped_parts += 1
+        if len(self.skipped) < EXAMPLES:
+            self.skipped.append(template.format(*parts))
+
+    def no_number(self, field: str, value: object) -> None:
+        """Name a statistic that came as something else; other fields only when their text looks like a number."""
+        if len(self.no_numbers) < EXAMPLES and (is_statistic(field) or _looks_like_number(value)):
+            name = clean(field[:_NAME_SHOWN])
+            if name not in self.no_numbers:
+                self.no_numbers.append(name)
+
+    def admit(self, statistics: dict[str, float], before: int = 0) -> bool:
+        """Return whether there is room for so many instead of the size before; otherwise count all as dropped."""
+        room = self.room + before - _size(statistics)
+        if room < 0:
+            self.room += before
+            self.dropped += len(statistics)
+            return False
+        self.room = room
+        return True
+
+
+def _size(statistics: dict[str, float]) -> int:
+    """Return what a row takes of the limit: without numbers it takes memory all the same."""
+    return max(len(statistics), 1)
+
+
+def _date(place: int, entry: object, notes: _Notes) -> date | None:
     """Return the day as it is written, in whatever zone Braze means; a time of day behind it is ignored."""
     if not isinstance(entry, dict):
-        raise PayloadError(f"expected an object, got {_kind(entry)}")
+        notes.skip("data[{}]: expected an object, got {}", place, _kind(entry))
+        return None
     time = entry.get("time")
     if not isinstance(time, str) or not _DATE.match(time):
-        raise PayloadError(f"expected `time` to be a date, got {_kind(time)}")
+        notes.skip("data[{}]: expected `time` to be a date, got {}", place, _kind(time))
+        return None
     try:
         return date.fromisoformat(time[:10])
     except ValueError:
-        raise PayloadError("expected `time` to be a date of the calendar") from None
+        notes.skip("data[{}]: expected `time` to be a date of the calendar", place)
+        return None
 
 
-def _day(day: date, path: str, entry: dict[str, object], skipped: list[str]) -> Day:
+def _day(day: date, place: int, entry: dict[str, object], notes: _Notes) -> Day:
+    """Read a day. After the first row without room no other is begun: a part of a sum would be a wrong number."""
+    own = _statistics(entry, notes)
+    if not notes.admit(own):
+        own = {}
     variations: dict[tuple[str, str, str], Variation] = {}
-    for variation in _named(_variations(f"{path}.messages", entry.get("messages"), skipped)):
-        key = (variation.channel, variation.id, variation.name)
-        same = variations.get(key)
-        variations[key] = variation if same is None else _sum(same, variation)
-    return Day(day, _finite(_statistics(entry)), tuple(map(_with_finite, variations.values())))
+    full = False
+    for channel, variation_id, name, row in _named_rows(place, entry.get("messages"), notes):
+        key = (channel, variation_id, name)
+        statistics = _statistics(row, notes)
+        if (same := variations.get(key)) is not None:
+            before = _size(same.statistics)
+            _add(same.statistics, statistics)
+            if not notes.admit(same.statistics, before):
+                del variations[key]
+                full = True
+        elif full:
+            notes.dropped += len(statistics)
+        elif notes.admit(statistics):
+            variations[key] = Variation(channel, variation_id, name, statistics)
+        else:
+            full = True
+    return Day(day, _finite(own), tuple(map(_with_finite, variations.values())))
 
 
-def _variations(path: str, messages: object, skipped: list[str]) -> Iterator[Variation]:
-    """Yield each readable row; its id and name are both empty where Braze sends neither."""
+_Row = tuple[str, str, str, dict[str, object]]
+"""A row of a channel: the channel, the variation's id and name (empty where Braze sends none), and its fields."""
+
+
+def _named_rows(place: int, messages: object, notes: _Notes) -> Iterator[_Row]:
+    """Yield each readable row; those without id and name get a number in their channel that no real name uses."""
+    taken: set[tuple[str, str]] | None = None
+    numbers: defaultdict[str, count[int]] = defaultdict(lambda: count(1))
+    for channel, variation_id, name, row in _rows(place, messages, notes):
+        if variation_id or name:
+            yield channel, variation_id, name, row
+            continue
+        if taken is None:
+            again = _rows(place, messages, _Notes(0))
+            taken = {(channel, name) for channel, _, name, _ in again if name.startswith(_UNNAMED)}
+        free = (f"{_UNNAMED}{number}" for number in numbers[channel])
+        yield channel, "", next(name for name in free if (channel, name) not in taken), row
+
+
+def _rows(place: int, messages: object, notes: _Notes) -> Iterator[_Row]:
+    """Yield each readable row, its texts cleaned."""
     if messages is None:
         return
     if not isinstance(messages, dict):
-        skipped.append(f"{path}: expected an object, got {_kind(messages)}")
+        notes.skip("data[{}].messages: expected an object, got {}", place, _kind(messages))
         return
     for channel, rows in messages.items():
-        name, where = clean(channel), f"{path}[{channel[:40]!r}]"
+        shown = channel[:_NAME_SHOWN]
         if not isinstance(rows, list):
-            skipped.append(f"{where}: expected an array, got {_kind(rows)}")
+            notes.skip("data[{}].messages[{!r}]: expected an array, got {}", place, shown, _kind(rows))
             continue
-        for place, row in enumerate(rows):
-            try:
-                yield _variation(name, row)
-            except PayloadError as error:
-                skipped.append(f"{where}[{place}]: {error}")
+        cleaned = clean(channel)
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict):
+                notes.skip("data[{}].messages[{!r}][{}]: expected an object, got {}", place, shown, number, _kind(row))
+                continue
+            variation_id, name = row.get("variation_api_id"), row.get("variation_name")
+            if not isinstance(variation_id, str | None):
+                wrong, kind = "variation_api_id", _kind(variation_id)
+            elif not isinstance(name, str | None):
+                wrong, kind = "variation_name", _kind(name)
+            else:
+                yield cleaned, clean(variation_id or ""), clean(name or ""), row
+                continue
+            template = "data[{}].messages[{!r}][{}]: expected `{}` to be text, got {}"
+            notes.skip(template, place, shown, number, wrong, kind)
 
 
-def _variation(channel: str, row: object) -> Variation:
-    if not isinstance(row, dict):
-        raise PayloadError(f"expected an object, got {_kind(row)}")
-    return Variation(channel, _text(row, "variation_api_id"), _text(row, "variation_name"), _statistics(row))
-
-
-def _text(row: Mapping[str, object], field: str) -> str:
-    value = row.get(field)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise PayloadError(f"expected `{field}` to be text, got {_kind(value)}")
-    return clean(value)
-
-
-def _named(variations: Iterator[Variation]) -> list[Variation]:
-    """Give rows that have neither id nor name a number in their channel, one that no real name uses."""
-    rows = list(variations)
-    if all(row.id or row.name for row in rows):
-        return rows
-    taken = {(row.channel, row.name) for row in rows}
-    numbers: defaultdict[str, count[int]] = defaultdict(lambda: count(1))
-    for place, row in enumerate(rows):
-        if not row.id and not row.name:
-            free = (f"unnamed {number}" for number in numbers[row.channel])
-            rows[place] = row._replace(name=next(name for name in free if (row.channel, name) not in taken))
-    return rows
-
-
-def _statistics(fields: Mapping[str, object]) -> dict[str, float]:
+def _statistics(fields: Mapping[str, object], notes: _Notes) -> dict[str, float]:
     """Return every field that is a number, by its cleaned name; what is not a number is absent, not zero.
 
     NaN, infinities and integers beyond every float are no numbers; neither are booleans, which Python takes for such.
@@ -173,16 +272,16 @@ def _statistics(fields: Mapping[str, object]) -> dict[str, float]:
     statistics: dict[str, float] = {}
     for field, value in fields.items():
         if (type(value) is int or type(value) is float) and -_LARGEST <= value <= _LARGEST:
-            name = _shared(field) if len(field) <= LABEL_LENGTH else clean(field)
+            name = _shared(field) if len(field) <= LABEL_BYTES else clean(field)
             statistics[name] = statistics.get(name, 0.0) + value
+        elif value is not None and field not in _NO_STATISTICS:
+            notes.no_number(field, value)
     return statistics
 
 
-def _sum(one: Variation, other: Variation) -> Variation:
-    statistics = dict(one.statistics)
-    for name, number in other.statistics.items():
+def _add(statistics: dict[str, float], others: Mapping[str, float]) -> None:
+    for name, number in others.items():
         statistics[name] = statistics.get(name, 0.0) + number
-    return one._replace(statistics=statistics)
 
 
 def _with_finite(variation: Variation) -> Variation:
@@ -197,7 +296,13 @@ def _finite(statistics: dict[str, float]) -> dict[str, float]:
     return {name: number for name, number in statistics.items() if math.isfinite(number)}
 
 
+def _looks_like_number(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST_NUMBER and _NUMBER.fullmatch(value.strip()) is not None
+
+
+_KINDS = {dict: "an object", list: "an array", str: "text", bool: "a boolean", type(None): "nothing"}
+
+
 def _kind(value: object) -> str:
     """Name a JSON value by its type alone: its text may be anything, a secret too."""
-    names = {dict: "an object", list: "an array", str: "text", bool: "a boolean", type(None): "nothing"}
-    return names.get(type(value), "a number")
+    return _KINDS.get(type(value), "a number")

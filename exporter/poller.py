@@ -11,22 +11,24 @@ import contextlib
 import logging
 import math
 import threading
-import traceback
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
-from exporter.braze import BrazeError, Client, Permit, Reason
-from exporter.model import PayloadError, parse_data_series
+from exporter.braze import LONGEST_WAIT, UNEXPECTED, BrazeError, Client, Permit, Reason, log_traceback
+from exporter.decoding import Lanes
+from exporter.model import clean
 from exporter.schedule import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from zoneinfo import ZoneInfo
 
-    from exporter.braze import ApiStatistics
+    from exporter.braze import ApiStatistics, Received
     from exporter.config import Campaign, Config, Limits, Poll, Workspace
     from exporter.model import DataSeries, Day
     from exporter.reload import Changes
@@ -38,7 +40,7 @@ CampaignKey = tuple[str, str]
 
 _INTERVALS_UP = 2
 _SKIPPED_SHOWN = 3
-_LONGEST_WAIT = 3600.0
+_SLACK = 2  # times the limit of samples that is kept of a campaign, so that those with a place are seldom cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class CampaignState:
-    """All that is known of a campaign; `up` is None before the first poll, `failure` is how the last one failed."""
+    """All that is known of a campaign; `up` is None before the first poll, `failure` is how the last one failed.
+
+    `dropped` is how many samples of the last response are not in `latest` and `previous`, as they were far too many.
+    """
 
     workspace: str
     timezone: ZoneInfo
@@ -65,6 +70,7 @@ class CampaignState:
     failures: Mapping[Reason, int] = field(default_factory=dict)
     latest: Day | None = None
     previous: Day | None = None
+    dropped: int = 0
 
     @property
     def key(self) -> CampaignKey:
@@ -89,10 +95,24 @@ class WorkspaceState:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Where the time comes from: Unix time, and one that only goes forward."""
+    """Where the time comes from: Unix time, and one that only goes forward, also while the machine sleeps."""
 
     wall: Callable[[], float]
     monotonic: Callable[[], float]
+
+
+def system_clock() -> Clock:
+    """Return the machine's clock; where it has none that counts the time asleep, it stands still meanwhile."""
+    try:
+        time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (AttributeError, OSError):
+        return Clock(time.time, time.monotonic)
+    return Clock(time.time, partial(time.clock_gettime, time.CLOCK_BOOTTIME))
+
+
+def start_thread(run: Callable[[], None], name: str) -> None:
+    """Start a daemon thread; raises RuntimeError where the system allows no more."""
+    threading.Thread(target=run, name=name, daemon=True).start()
 
 
 class Exposition(Protocol):
@@ -111,8 +131,9 @@ class Exposition(Protocol):
         """Let these limits hold, and use what room is left."""
 
 
-_Outcome = Callable[[CampaignKey, Client, object], Failure | None]
+_Outcome = Callable[[CampaignKey, Client, "DataSeries | BrazeError"], Failure | None]
 _Fatal = Callable[[BaseException], None]
+_StartThread = Callable[[Callable[[], None], str], None]
 
 
 class Poller:
@@ -132,19 +153,24 @@ class Poller:
         exposition: Exposition,
         fatal: _Fatal,
         total_shards: int = 1,
+        start_thread: _StartThread = start_thread,
     ) -> None:
         self._poll = config.poll
+        self._limits = config.limits
         self._environ = environ
         self._clock = clock
         self._exposition = exposition
         self._fatal = fatal
         self._total_shards = total_shards
+        self._start_thread = start_thread
+        self._lanes = Lanes()
         self._stopped = False
         self._expiry_changed = threading.Event()
-        self._recording = threading.Lock()
+        self._recording = threading.Lock()  # one state follows the other: of a campaign, and of the exposition
         self._states: dict[CampaignKey, CampaignState] = {}
         self._succeeded_at: dict[CampaignKey, float] = {}
         self._told_of_skipped: set[CampaignKey] = set()
+        self._told_of_no_numbers: set[CampaignKey] = set()
         self._unpolled = Counter[str]()
         self._ready = False
         self._former_secrets: tuple[str, ...] = ()
@@ -179,7 +205,7 @@ class Poller:
 
     def start(self) -> None:
         """Ask every campaign as fast as pacing allows, then each in its slot, until the poller is stopped."""
-        threading.Thread(target=self._expire_stale, name="expiry", daemon=True).start()
+        self._start_thread(self._expire_stale, "expiry")
         with self._recording:
             for workspace in self._workspaces.values():
                 workspace.start()
@@ -215,7 +241,7 @@ class Poller:
             raise
 
     def _apply(self, config: Config, clients: Mapping[str, Client], in_a_hurry: Collection[str]) -> None:
-        before, self._poll = self._workspaces, config.poll
+        before, self._poll, self._limits = self._workspaces, config.poll, config.limits
         used = (key for workspace in before.values() for key in workspace.client.secrets)
         self._former_secrets = tuple(dict.fromkeys((*self._former_secrets, *used)))
         self._workspaces = {
@@ -229,7 +255,8 @@ class Poller:
         for workspace in config.workspaces:
             if workspace.name in before:
                 hurry = workspace.name in in_a_hurry
-                before[workspace.name].change(workspace, config.poll, clients[workspace.name], hurry=hurry)
+                client = clients[workspace.name]
+                before[workspace.name].change(workspace, config.poll, config.limits, client, hurry=hurry)
             else:
                 self._workspaces[workspace.name].start()
         self._expiry_changed.set()
@@ -245,11 +272,13 @@ class Poller:
                     workspace,
                     interval=poll.interval,
                     environ=self._environ,
+                    wall=self._clock.wall,
                     monotonic=self._clock.monotonic,
                     random=Random(),  # noqa: S311 - jitter
                     stopped=threading.Event(),
                     total_shards=self._total_shards,
                     counters=former.client.counters if former else None,
+                    lanes=self._lanes,
                 )
                 undo.callback(client.close)
                 clients[workspace.name] = client
@@ -257,7 +286,9 @@ class Poller:
         return clients
 
     def _workspace_poller(self, workspace: Workspace, client: Client) -> _WorkspacePoller:
-        return _WorkspacePoller(workspace, self._poll, self._clock, client, self._outcome, self._fatal)
+        return _WorkspacePoller(
+            workspace, self._poll, self._limits, self._clock, client, self._outcome, self._start_thread, self._fatal
+        )
 
     def _show(self, config: Config) -> None:
         """Publish every campaign that is new or to be shown otherwise, and withdraw those that are gone."""
@@ -273,6 +304,7 @@ class Poller:
             self._exposition.withdraw(key)
             self._succeeded_at.pop(key, None)
             self._told_of_skipped.discard(key)
+            self._told_of_no_numbers.discard(key)
         for state in states:
             if state is not before.get(state.key):
                 self._exposition.publish(state)
@@ -280,38 +312,36 @@ class Poller:
     def _state(self, workspace: Workspace, campaign: Campaign, poll: Poll) -> CampaignState:
         """Return what is known of a campaign as it is shown now: what it was before, where that is no difference."""
         before = self._states.get((workspace.name, campaign.id))
+        name = clean(campaign.name)
         if before is None:
-            return CampaignState(workspace.name, workspace.timezone, campaign.id, campaign.name, poll.interval)
+            return CampaignState(workspace.name, workspace.timezone, campaign.id, name, poll.interval)
         state = replace(
             before,
             timezone=workspace.timezone,
-            campaign_name=campaign.name,
+            campaign_name=name,
             interval=poll.interval,
             previous=before.previous if poll.previous_day else None,
         )
         return before if state == before else state
 
-    def _outcome(self, key: CampaignKey, client: Client, outcome: object) -> Failure | None:
-        """Publish what a poll brought, an answer or a BrazeError; return how it failed, if it did.
+    def _outcome(self, key: CampaignKey, client: Client, outcome: DataSeries | BrazeError) -> Failure | None:
+        """Publish what a poll brought; return how it failed, if it did.
 
-        An answer that cannot be read or shown is a failed poll: one answer's trouble is no other campaign's. They are
-        read one at a time: a crowd of threads that all have work to do slows the interpreter down.
+        A response that cannot be shown is a failed poll: one response's trouble is no other campaign's.
         """
         if isinstance(outcome, BrazeError):
             return self._failed(key, client, Failure(outcome.reason, str(outcome)))
         try:
             with self._recording:
-                series = parse_data_series(outcome)
                 if self._is_asked_for(key, client):
-                    self._record(self._succeeded(self._states[key], series))
+                    self._record(self._succeeded(self._states[key], outcome))
                     self._succeeded_at[key] = self._clock.monotonic()
-                    self._tell_of_skipped(key, series.skipped)
-        except PayloadError as error:
-            return self._failed(key, client, Failure(Reason.BAD_PAYLOAD, str(error)))
+                    self._tell_of_skipped(key, outcome)
+                    self._tell_of_no_numbers(key, outcome)
         except Exception as error:  # noqa: BLE001 - see above
-            _log_traceback(key, error)
-            failure = Failure(Reason.BAD_PAYLOAD, "the answer cannot be shown, see the traceback")
-            return self._failed(key, client, failure)
+            log_traceback(key, error)
+            client.count_failure("data_series", Reason.BAD_PAYLOAD)
+            return self._failed(key, client, Failure(Reason.BAD_PAYLOAD, UNEXPECTED))
         return None
 
     def _failed(self, key: CampaignKey, client: Client, failure: Failure) -> Failure:
@@ -337,6 +367,7 @@ class Poller:
             polls=before.polls + 1,
             latest=_kept(before.latest, series.latest),
             previous=_kept(before.previous, series.previous) if self._poll.previous_day else None,
+            dropped=series.dropped,
         )
 
     def _record(self, state: CampaignState) -> None:
@@ -357,22 +388,32 @@ class Poller:
             self._ready = True
             logger.info("every campaign was polled", extra={"campaigns": len(self._states)})
 
-    def _tell_of_skipped(self, key: CampaignKey, skipped: tuple[str, ...]) -> None:
-        if skipped and key not in self._told_of_skipped:
+    def _tell_of_skipped(self, key: CampaignKey, series: DataSeries) -> None:
+        if series.skipped and key not in self._told_of_skipped:
             self._told_of_skipped.add(key)
-            examples = "; ".join(skipped[:_SKIPPED_SHOWN])
+            examples = "; ".join(series.skipped[:_SKIPPED_SHOWN])
             logger.warning(
                 "parts of the answer are not of the documented form and skipped",
-                extra={"workspace": key[0], "campaign_id": key[1], "parts": len(skipped), "first": examples},
+                extra={"workspace": key[0], "campaign_id": key[1], "parts": series.skipped_parts, "first": examples},
+            )
+
+    def _tell_of_no_numbers(self, key: CampaignKey, series: DataSeries) -> None:
+        if series.no_numbers and key not in self._told_of_no_numbers:
+            self._told_of_no_numbers.add(key)
+            logger.warning(
+                "statistics are text or otherwise no numbers, they are left out",
+                extra={"workspace": key[0], "campaign_id": key[1], "statistics": ", ".join(series.no_numbers)},
             )
 
     def _expire_stale(self) -> None:
-        """Take numbers away when their success is older than `poll.stale_after`."""
+        """Take numbers away when their success is older than `poll.stale_after`, and see that somebody polls."""
         try:
             while not self._stopped:
                 with self._recording:
                     wait = self._expire(self._clock.monotonic())
-                self._expiry_changed.wait(wait)
+                for workspace in tuple(self._workspaces.values()):
+                    workspace.start_thread_if_needed()
+                self._expiry_changed.wait(min(wait, LONGEST_WAIT))
                 self._expiry_changed.clear()
         except BaseException as error:  # noqa: BLE001 - without this thread old numbers would stay
             self._fatal(error)
@@ -382,7 +423,7 @@ class Poller:
         oldest = now - self._poll.stale_after
         for key in [key for key, succeeded_at in self._succeeded_at.items() if succeeded_at <= oldest]:
             del self._succeeded_at[key]
-            self._states[key] = replace(self._states[key], up=False, latest=None, previous=None)
+            self._states[key] = replace(self._states[key], up=False, latest=None, previous=None, dropped=0)
             self._exposition.publish(self._states[key])
             logger.warning(
                 "the numbers are stale and no longer shown", extra={"workspace": key[0], "campaign_id": key[1]}
@@ -394,19 +435,30 @@ class _WorkspacePoller:
     """One workspace's client and threads, and whose turn it is among its campaigns."""
 
     def __init__(
-        self, workspace: Workspace, poll: Poll, clock: Clock, client: Client, outcome: _Outcome, fatal: _Fatal
+        self,
+        workspace: Workspace,
+        poll: Poll,
+        limits: Limits,
+        clock: Clock,
+        client: Client,
+        outcome: _Outcome,
+        start_thread: _StartThread,
+        fatal: _Fatal,
     ) -> None:
         self.client = client
         self._workspace = workspace
         self._poll = poll
+        self._limits = limits
         self._clock = clock
         self._outcome = outcome
+        self._start_thread = start_thread
         self._fatal = fatal
         self._schedule = Schedule(poll.interval)
         self._changed = threading.Condition()
-        self._in_line = threading.Lock()
+        self._in_line = threading.Lock()  # of the idle threads only the first wakes by the clock
         self._threads = 0
         self._idle = 0
+        self._thread_refused = False
         self._stopped = False
         self._succeeded_at = -math.inf
 
@@ -437,13 +489,20 @@ class _WorkspacePoller:
                 self._schedule.add(campaign.id, now)
             self._let_one_wait()
 
-    def change(self, workspace: Workspace, poll: Poll, client: Client, *, hurry: bool) -> None:
+    def start_thread_if_needed(self) -> None:
+        """Start the thread that could not be started before, unless one that was busy waits again."""
+        with self._changed:
+            if self._thread_refused and not self._stopped:
+                self._let_one_wait()
+
+    def change(self, workspace: Workspace, poll: Poll, limits: Limits, client: Client, *, hurry: bool) -> None:
         """Go on with other settings, campaigns and, where the endpoint is another, another client."""
         now, wall = self._clock.monotonic(), self._clock.wall()
         with self._changed:
             before = {campaign.id for campaign in self._workspace.campaigns}
             former, self.client = self.client, client
             former_poll, self._poll = self._poll, poll
+            self._limits = limits
             self._workspace = workspace
             if poll.interval != former_poll.interval:
                 self._schedule.change_interval(poll.interval, now=now, wall=wall)
@@ -466,11 +525,22 @@ class _WorkspacePoller:
         self.client.close()
 
     def _let_one_wait(self) -> None:
-        """Start a thread where all others are busy and there may be one more."""
-        if not self._idle and self._threads < self._poll.concurrency:
+        """Start a thread where all others are busy and there may be one more; where the system allows none, go on."""
+        if self._idle or self._threads >= self._poll.concurrency:
+            return
+        try:
+            self._start_thread(self._run, f"poll {self.name} {self._threads + 1}")
+        except RuntimeError as error:
+            if not self._thread_refused:
+                logger.warning(
+                    "a thread cannot be started, polling goes on with fewer",
+                    extra={"workspace": self.name, "threads": self._threads, "error": str(error)},
+                )
+            self._thread_refused = True
+        else:
+            self._thread_refused = False
             self._threads += 1
             self._idle += 1
-            threading.Thread(target=self._run, name=f"poll {self.name} {self._threads}", daemon=True).start()
 
     def _run(self) -> None:
         try:
@@ -492,23 +562,23 @@ class _WorkspacePoller:
                     self._idle -= 1
                     self._let_one_wait()
                     return self._schedule.take(), self.client, permit
-                self._changed.wait(min(permit, _LONGEST_WAIT))
+                self._changed.wait(min(permit, LONGEST_WAIT))
             self._threads -= 1
             self._idle -= 1
         return None
 
     def _ask(self, campaign_id: str, client: Client, permit: Permit) -> None:
         key = (self.name, campaign_id)
+        outcome: DataSeries | BrazeError
         try:
-            answer = client.data_series(campaign_id, days=self._poll.days, permit=permit, timeout=self._poll.timeout)
+            received = client.data_series(campaign_id, days=self._poll.days, permit=permit, timeout=self._poll.timeout)
         except BrazeError as error:
             self._be_free()
-            failure = self._outcome(key, client, error)
+            outcome = error
         else:
             self._be_free()
-            failure = self._outcome(key, client, answer)
-            if failure is not None:
-                client.count_failure("data_series", failure.reason)
+            outcome = self._read(client, received)
+        failure = self._outcome(key, client, outcome)
         with self._changed:
             now = self._clock.monotonic()
             if client is not self.client:
@@ -518,6 +588,12 @@ class _WorkspacePoller:
                     self._succeeded_at = now
                 self._schedule.add_next(campaign_id, succeeded=failure is None, now=now, wall=self._clock.wall())
             self._changed.notify()
+
+    def _read(self, client: Client, received: Received) -> DataSeries | BrazeError:
+        try:
+            return client.read(received, samples=_SLACK * self._limits.series_per_campaign)
+        except BrazeError as error:
+            return error
 
     def _be_free(self) -> None:
         """Count among those who can wait: what is still to be done needs the processor, not one more thread."""
@@ -544,12 +620,3 @@ def _log_change(before: CampaignState, after: CampaignState) -> None:
         logger.info("poll succeeded again", extra=where)
     else:
         logger.debug("poll succeeded", extra=where)
-
-
-def _log_traceback(key: CampaignKey, error: Exception) -> None:
-    """Log where an unexpected exception was raised, without its text, which may hold parts of the answer."""
-    places = "".join(traceback.format_tb(error.__traceback__))
-    logger.error(
-        "an answer cannot be read or shown",
-        extra={"workspace": key[0], "campaign_id": key[1], "error": type(error).__name__, "traceback": places},
-    )

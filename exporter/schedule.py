@@ -61,7 +61,7 @@ class Schedule:
     def change_interval(self, interval: float, *, now: float, wall: float) -> None:
         """Let each campaign wait for its slot in another interval, but no longer than it waits now."""
         self._interval = interval
-        for due, _, campaign_id in list(self._turns.values()):
+        for due, _, campaign_id in sorted(self._turns.values()):
             self._wait(campaign_id, min(due, now + until_next_slot(campaign_id, interval, wall)))
 
     def hurry(self, now: float) -> None:

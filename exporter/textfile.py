@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from exporter.braze import Reason
 from exporter.exposition import Exposition, Format, written
 from exporter.metrics import workspace_rows
-from exporter.poller import Clock, Poller
+from exporter.poller import Poller, system_clock
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Round:
         self._poller = Poller(
             config,
             environ=environ,
-            clock=Clock(wall=time.time, monotonic=time.monotonic),
+            clock=system_clock(),
             exposition=self._exposition,
             fatal=self._fail,
         )

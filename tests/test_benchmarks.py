@@ -62,3 +62,15 @@ def test_rules() -> None:
     assert float(costliest.splitlines()[1].split()[0]) > 0
     assert "tenth of the interval" in verdict
     assert float(queries.splitlines()[1].split()[0]) > 0
+
+
+@pytest.mark.alone
+def test_large_answers() -> None:
+    """The measurement of large responses ends by itself and prints what each shape of them did."""
+    flags = ("--campaigns=2", "--seconds=1", "--shape=an empty list", "--shape=entries without anything")
+    head, *shapes = output_of("benchmarks.large_answers", *flags).splitlines()
+
+    assert head.split() == ["responses", "MiB", "oldest", "numbers", "slowest", "scrape", "most", "memory"]
+    measured = [re.findall(r"([\d.]+) (?:s|MiB)\b", line) for line in shapes]
+    assert all(0 < float(age) < 60 and float(slowest) > 0 and float(memory) > 10 for age, slowest, memory in measured)
+    assert len(measured) == 2

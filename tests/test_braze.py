@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 
@@ -24,14 +25,18 @@ from exporter.braze import (
     ApiStatistics,
     BrazeError,
     Client,
+    Counters,
     Permit,
     Pool,
     RateLimited,
     Reason,
-    _answer,
+    _body,
+    log_traceback,
     named_wait,
 )
-from exporter.config import Campaign, Workspace
+from exporter.config import Campaign, Workspace, read_api_key
+from exporter.decoding import Lanes
+from exporter.model import SAMPLES, DataSeries
 from exporter.simulator import Body, Cut, Fault, Hang, Latency, Simulator, Status
 from exporter.transport import Reply
 from tests.servers import ROOT, eventually
@@ -368,6 +373,8 @@ test_pool_in_any_order = PoolMachine.TestCase
 
 DATE = "Thu, 05 Mar 2026 12:00:00 GMT"
 NOON = 1772712000
+AHEAD = 10.0
+"""Seconds by which our own clock goes before Braze's."""
 
 
 @pytest.mark.parametrize(
@@ -378,8 +385,10 @@ NOON = 1772712000
         ({"Retry-After": " 7 "}, 7.0),
         ({"Retry-After": "1.5"}, 1.5),
         ({"Retry-After": "0"}, 0.0),
-        ({"Retry-After": "1" * 30}, float("1" * 30)),
-        ({"Retry-After": "1" * 5000}, math.inf),
+        ({"Retry-After": "299.9"}, 299.9),
+        ({"Retry-After": "301"}, 300.0),
+        ({"Retry-After": "1" * 30}, 300.0),
+        ({"Retry-After": "1" * 5000}, 300.0),
         ({"Retry-After": "-7"}, None),
         ({"Retry-After": ""}, None),
         ({"Retry-After": "soon"}, None),
@@ -395,15 +404,26 @@ NOON = 1772712000
         ({"Retry-After": "Thu, 05 Mar 2026 13:01:00 +0100", "Date": DATE}, 60.0),
         ({"Retry-After": "Thu, 05 Mar 2026 11:59:00 GMT", "Date": DATE}, 0.0),
         ({"Retry-After": "Thu, 99 Mar 2026 11:59:00 GMT", "Date": DATE}, None),
-        ({"Retry-After": "Thu, 05 Mar 2026 12:01:00 GMT"}, None),
+        ({"Retry-After": "Thu, 05 Mar 2026 12:01:00 GMT"}, 60.0 - AHEAD),
+        ({"Retry-After": "Thu, 05 Mar 2026 11:59:00 GMT"}, 0.0),
+        ({"Retry-After": "Thu, 05 Mar 2026 12:01:00 GMT", "Date": "noon"}, 60.0 - AHEAD),
+        ({"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 300.0),
+        ({"Retry-After": "Sat, 01 Jan 0001 00:00:00 +2359"}, 0.0),
+        ({"Retry-After": "Sat, 01 Jan 99999 00:00:00 GMT"}, None),
+        ({"Retry-After": "Thu, 05 Mar 2026 12:01:00 +99999999999999"}, None),
+        ({"Retry-After": "Thu, 05 Mar " + "9" * 5000 + " 12:01:00 GMT"}, None),
+        ({"Retry-After": " "}, None),
+        ({"X-RateLimit-Reset": "9" * 400}, 300.0),
         ({"X-RateLimit-Reset": f"{NOON + 30}", "Date": DATE}, 30.0),
         ({"X-RateLimit-Reset": f"{NOON - 30}", "Date": DATE}, 0.0),
         ({"X-RateLimit-Reset": "30", "Date": DATE}, 0.0),
         ({"X-RateLimit-Reset": "", "Date": DATE}, None),
         ({"X-RateLimit-Reset": "-1", "Date": DATE}, None),
         ({"X-RateLimit-Reset": "soon", "Date": DATE}, None),
-        ({"X-RateLimit-Reset": f"{NOON + 30}"}, None),
-        ({"X-RateLimit-Reset": f"{NOON + 30}", "Date": "noon"}, None),
+        ({"X-RateLimit-Reset": f"{NOON + 30}"}, 30.0 - AHEAD),
+        ({"X-RateLimit-Reset": f"{NOON - 30}"}, 0.0),
+        ({"X-RateLimit-Reset": f"{NOON + 3600}"}, 300.0),
+        ({"X-RateLimit-Reset": f"{NOON + 30}", "Date": "noon"}, 30.0 - AHEAD),
         ({"Retry-After": "7", "X-RateLimit-Reset": f"{NOON + 30}", "Date": DATE}, 7.0),
         ({"Retry-After": "", "X-RateLimit-Reset": f"{NOON + 30}", "Date": DATE}, 30.0),
         ({"Retry-After": "-7", "X-RateLimit-Reset": f"{NOON + 30}", "Date": DATE}, 30.0),
@@ -411,15 +431,15 @@ NOON = 1772712000
     ],
 )
 def test_named_wait(headers: Mapping[str, str], wait: float | None) -> None:
-    """Retry-After counts, seconds or a date; else the reset of the limit, by the answer's own clock; else nothing."""
-    assert named_wait(headers) == wait
+    """Retry-After counts, seconds or a date; else the reset of the limit; by Braze's clock where it tells the time."""
+    assert named_wait(headers, NOON + AHEAD) == wait
 
 
 @server
 @pytest.mark.parametrize("date", ["Thu, 05 Mar 2026 12:01:00 -0000", "Thu Mar  5 12:01:00 2026"])
 def test_dates_without_a_zone_are_utc(date: str) -> None:
     """The zone of the machine has nothing to do with it."""
-    program = f"from exporter.braze import named_wait; print(named_wait({ {'Retry-After': date, 'Date': DATE}!r}))"
+    program = f"from exporter.braze import named_wait; print(named_wait({ {'Retry-After': date, 'Date': DATE}!r}, 0))"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -440,10 +460,10 @@ HEADER = st.text(st.characters(max_codepoint=255)) | st.from_regex(
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(["Date", "Retry-After", "X-RateLimit-Reset"], HEADER)))
 def test_any_header_is_survived(headers: dict[str, str]) -> None:
-    """Whatever the headers say, the wait is a time that is not negative, or none."""
-    wait = named_wait(headers)
+    """Whatever the headers say, the wait is a time that is not negative, five minutes at most, or none."""
+    wait = named_wait(headers, NOON)
 
-    assert wait is None or wait >= 0
+    assert wait is None or 0 <= wait <= LONGEST_PAUSE
 
 
 # -- Answers -----------------------------------------------------------------------------------------------------------
@@ -454,7 +474,7 @@ KEY = "simulated-braze-key"
 def error_in(status: int, body: bytes) -> BrazeError:
     """Return the error that an answer to a request with the key is."""
     with pytest.raises(BrazeError) as caught:
-        _answer(Reply(status, {}, body), (KEY,))
+        _body(Reply(status, {}, body), (KEY,), NOON)
     return caught.value
 
 
@@ -474,9 +494,10 @@ def error_in(status: int, body: bytes) -> BrazeError:
         (404, Reason.NOT_FOUND),
         (405, Reason.BAD_REQUEST),
         (407, Reason.CONNECTION),
-        (408, Reason.BAD_REQUEST),
+        (408, Reason.CONNECTION),
         (410, Reason.BAD_REQUEST),
         (418, Reason.BAD_REQUEST),
+        (425, Reason.CONNECTION),
         (429, Reason.RATE_LIMITED),
         (500, Reason.SERVER_ERROR),
         (501, Reason.SERVER_ERROR),
@@ -494,26 +515,6 @@ def test_reasons_of_statuses(status: int, reason: Reason) -> None:
 
     assert error.reason is reason
     assert str(error).removesuffix(": too many requests") == f"Braze answered {status}"
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        pytest.param(b"", id="empty"),
-        pytest.param(b"<html>Busy</html>", id="HTML"),
-        pytest.param(b'{"data": [', id="half"),
-        pytest.param(b'{"data": "\xff"}', id="not UTF-8"),
-        pytest.param(b"[" * 1_000_000, id="deep"),
-        pytest.param(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, id="deep objects"),
-        pytest.param(b'{"data": [%s]}' % (b"9" * 5000), id="5,000 digits"),
-    ],
-)
-def test_bodies_that_are_not_json(body: bytes) -> None:
-    """A success whose body cannot be decoded is none, and the text holds nothing of it."""
-    error = error_in(200, body)
-
-    assert error.reason is Reason.BAD_PAYLOAD
-    assert str(error) == f"expected JSON, got {len(body)} bytes of something else"
 
 
 @pytest.mark.parametrize(
@@ -574,9 +575,11 @@ class Pauses(threading.Event):
     def __init__(self) -> None:
         super().__init__()
         self.seconds: list[float] = []
+        self.before: Callable[[], object] = lambda: None
 
     def wait(self, timeout: float | None = None) -> bool:
         """Return at once."""
+        self.before()
         self.seconds.append(timeout or 0.0)
         return self.is_set()
 
@@ -602,9 +605,12 @@ class NewClient:
         key_file: Path | None = None,
         requests_per_minute: int = 50_000,
         interval: float = 300.0,
+        wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         random: Random | None = None,
         stopped: threading.Event | None = None,
+        lanes: Lanes | None = None,
+        read_key: Callable[[Workspace, Mapping[str, str]], str] = read_api_key,
     ) -> Client:
         """Return a client."""
         workspace = Workspace(
@@ -619,9 +625,12 @@ class NewClient:
             workspace,
             interval=interval,
             environ={"KEY": self.braze.api_key},
+            wall=wall,
             monotonic=monotonic,
             random=random or Hasty(),
             stopped=stopped or threading.Event(),
+            lanes=lanes,
+            read_key=read_key,
         )
         self.clients.append(client)
         return client
@@ -642,9 +651,10 @@ def client(new_client: NewClient) -> Client:
     return new_client()
 
 
-def ask(client: Client, *, permit: Permit = OPEN, timeout: float = LATE) -> object:
-    """Ask for the only campaign."""
-    return client.data_series(client.workspace.campaigns[0].id, days=3, permit=permit, timeout=timeout)
+def ask(client: Client, *, permit: Permit = OPEN, timeout: float = LATE) -> DataSeries:
+    """Ask for the only campaign and read the answer."""
+    received = client.data_series(client.workspace.campaigns[0].id, days=3, permit=permit, timeout=timeout)
+    return client.read(received, samples=SAMPLES)
 
 
 def reason_of(client: Client, *, permit: Permit = OPEN, timeout: float = LATE) -> Reason | None:
@@ -673,8 +683,9 @@ def test_a_success(braze: Simulator, client: Client) -> None:
     answer = ask(client)
     statistics = client.statistics["data_series"]
 
-    assert isinstance(answer, dict)
-    assert len(answer["data"]) == 3
+    assert answer.latest is not None
+    assert answer.previous is not None
+    assert answer.latest.date - answer.previous.date == timedelta(days=1)
     (request,) = braze.requests
     assert (request.path, request.query) == (
         "/campaigns/data_series",
@@ -711,6 +722,71 @@ def test_reasons_of_broken_answers(braze: Simulator, client: Client, fault: Faul
 
 
 @server
+def test_a_response_whose_reading_fails_unexpectedly(
+    braze: Simulator, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is one response's trouble: counted as its payload's, with a traceback of few lines without its text."""
+    received = client.data_series(braze.campaigns[0].id, days=3, permit=OPEN, timeout=LATE)
+    received.body = None  # type: ignore[assignment]
+    with pytest.raises(BrazeError) as caught:
+        client.read(received, samples=SAMPLES)
+
+    assert caught.value.reason is Reason.BAD_PAYLOAD
+    assert str(caught.value) == "the response cannot be read or shown, see the traceback"
+    assert caught.value.__context__ is None
+    assert failures(client) == {Reason.BAD_PAYLOAD: 1}
+    (record,) = caplog.records
+    assert vars(record)["campaign_id"] == braze.campaigns[0].id
+    assert "in decoded" in vars(record)["traceback"]
+    assert "NoneType" not in str(vars(record))
+
+
+def test_a_deep_traceback_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+    """Of an exception deep inside, the innermost twenty places are logged."""
+
+    def descend(depth: int) -> None:
+        if depth:
+            descend_again(depth)
+        raise KeyError("a part of the response")
+
+    def descend_again(depth: int) -> None:
+        descend(depth - 1)
+
+    try:
+        descend(100)
+    except KeyError as error:
+        log_traceback(("main", "id"), error)
+
+    assert vars(caplog.records[0])["traceback"].count("File") == 20
+    assert vars(caplog.records[0])["traceback"].rstrip().endswith('raise KeyError("a part of the response")')
+    assert vars(caplog.records[0])["error"] == "KeyError"
+
+
+@server
+def test_large_responses_take_turns(braze: Simulator, new_client: NewClient) -> None:
+    """A large response that was received has its turn until it is read; one that fails on the way lets go of it."""
+    lanes = Lanes()
+    client = new_client(lanes=lanes)
+    body = b'{"data": [], "text": "%s"}' % (b"x" * (2 << 20))
+    for fault, reason in ((Body(body), None), (Body(bytes(20 << 20)), Reason.TOO_LARGE)):
+        misbehave(braze, fault)
+        assert reason_of(client) is reason
+        assert len(lanes.large) == 0
+    misbehave(braze, Body(body), Body(body), Body(b'{"data": []}'))
+    received = client.data_series(braze.campaigns[0].id, days=3, permit=OPEN, timeout=LATE)
+    assert len(lanes.large) == 1
+    other = reason_of(client, timeout=SOON)
+    small = client.data_series(braze.campaigns[0].id, days=3, permit=OPEN, timeout=LATE)
+    assert client.read(small, samples=SAMPLES) == DataSeries(None, None)
+    assert len(lanes.large) == 1
+    assert client.read(received, samples=SAMPLES) == DataSeries(None, None)
+
+    assert other is Reason.TIMEOUT
+    assert received.body == b""
+    assert len(lanes.large) == 0
+
+
+@server
 def test_reason_of_tls(braze: Simulator, new_client: NewClient) -> None:
     """Where there is no TLS but should be, the reason is that, and there is no second try."""
     client = new_client(endpoint=braze.url.replace("http:", "https:"))
@@ -732,6 +808,8 @@ E500, E503 = Status(500), Status(503)
         ([E500, E500, E503], 3, Reason.SERVER_ERROR),
         ([E500, E500, Cut(30)], 3, Reason.CONNECTION),
         ([Status(407)] * 3, 3, Reason.CONNECTION),
+        ([Status(408), Status(425)], 3, None),
+        ([Status(425), Status(408), Status(408)], 3, Reason.CONNECTION),
         ([E500, Status(404)], 2, Reason.NOT_FOUND),
         ([E500, Status(429)], 2, Reason.RATE_LIMITED),
         ([E500, Hang()], 2, Reason.TIMEOUT),
@@ -778,6 +856,60 @@ def test_back_off_of_retries(braze: Simulator, new_client: NewClient, jitter: fl
 
     assert reason_of(new_client(random=Steady(jitter), stopped=pauses)) is Reason.SERVER_ERROR
     assert [seconds for seconds in pauses.seconds if seconds > 0.1] == expected
+
+
+class Woken(threading.Event):
+    """Whoever waits wakes much later than it wanted to."""
+
+    def __init__(self, clock: "Clock") -> None:
+        super().__init__()
+        self.clock = clock
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return when a minute has passed."""
+        assert timeout is not None
+        self.clock.ahead += 60.0
+        return self.is_set()
+
+
+@server
+def test_no_retry_after_the_deadline(braze: Simulator, new_client: NewClient) -> None:
+    """A back-off that ends behind the deadline, as the machine slept, is no time-out: the first try's reason stays."""
+    clock = Clock()
+    client = new_client(monotonic=clock, stopped=Woken(clock))
+    braze.misbehave(E500)
+
+    assert reason_of(client, timeout=30.0) is Reason.SERVER_ERROR
+    assert len(braze.requests) == 1
+    assert failures(client) == {Reason.SERVER_ERROR: 1}
+
+
+@server
+def test_a_wait_for_the_pace_is_in_short_steps(braze: Simulator, new_client: NewClient) -> None:
+    """Whoever waits looks at the clock every five seconds at least, and sends nothing before its time."""
+    pauses = Pauses()
+    clock = Clock()
+    client = new_client(requests_per_minute=1, monotonic=clock, stopped=pauses, random=Steady(0.0))
+    assert isinstance(client.data_series_pool.take(clock()), Permit)
+    misbehave(braze, E500)
+    pauses.before = lambda: setattr(clock, "ahead", clock.ahead + 5.0)
+
+    assert reason_of(client, timeout=300.0) is None
+    assert max(pauses.seconds) <= 5.0
+    assert clock.ahead >= 55.0
+    assert len(braze.requests) == 2
+
+
+@server
+def test_a_retry_that_would_wait_too_long_for_the_pace(braze: Simulator, new_client: NewClient) -> None:
+    """Where the pace allows a retry only behind the deadline, none is waited for."""
+    pauses = Pauses()
+    client = new_client(requests_per_minute=1, stopped=pauses, random=Steady(0.0))
+    assert isinstance(client.data_series_pool.take(time.monotonic()), Permit)
+    braze.misbehave(E500)
+
+    assert reason_of(client, timeout=30.0) is Reason.SERVER_ERROR
+    assert len(pauses.seconds) == 1
 
 
 @server
@@ -838,6 +970,16 @@ def test_a_rate_limit_pauses_until_its_reset(braze: Simulator, client: Client) -
     assert reason_of(client) is Reason.RATE_LIMITED
     assert client.data_series_pool.closed is Reason.RATE_LIMITED
     assert 20 < client.data_series_pool.closed_for(time.monotonic()) <= 30
+
+
+@server
+def test_a_rate_limit_without_a_date_goes_by_our_clock(braze: Simulator, new_client: NewClient) -> None:
+    """Where a proxy has stripped Braze's Date, the reset of the limit counts all the same."""
+    client = new_client(wall=lambda: NOON)
+    braze.misbehave(Status(429, headers={"Date": "", "X-RateLimit-Reset": f"{NOON + 200}"}))
+
+    assert reason_of(client) is Reason.RATE_LIMITED
+    assert 150 < client.data_series_pool.closed_for(time.monotonic()) <= 200
 
 
 @server
@@ -923,6 +1065,56 @@ def test_statistics_are_copies(client: Client) -> None:
     assert failures(client) == {Reason.BAD_PAYLOAD: 1}
 
 
+@pytest.fixture
+def hectic() -> Iterator[None]:
+    """Let threads take turns as often as can be."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hectic")
+def test_counters_of_many_threads() -> None:
+    """Nothing is lost of what threads count at the same time, and no copy is of two moments."""
+    counters = Counters()
+    done = threading.Event()
+
+    def count(_: int) -> None:
+        for _ in range(3000):
+            counters.observe("data_series", 1.0)
+            counters.count_failure("data_series", Reason.TIMEOUT)
+
+    def look() -> bool:
+        whole = True
+        while not done.is_set():
+            copy = counters.copy()["data_series"]
+            whole = whole and copy.requests == sum(copy.durations) == copy.duration_sum
+        return whole
+
+    with ThreadPoolExecutor(7) as threads:
+        looks = threads.submit(look)
+        list(threads.map(count, range(6)))
+        done.set()
+        assert looks.result()
+    statistics = counters.copy()["data_series"]
+    assert statistics.requests == statistics.failures[Reason.TIMEOUT] == sum(statistics.durations) == 18_000
+
+
+@pytest.mark.usefixtures("hectic")
+def test_permits_of_many_threads() -> None:
+    """However many threads ask at the same moment, one gets leave to send a request, and one a probe."""
+    for _ in range(200):
+        pool = pool_of(60)
+        with ThreadPoolExecutor(8) as threads:
+            taken = list(threads.map(lambda _, pool=pool: pool.take(1000.0), range(8)))
+            pool.failed(OPEN, error_of(Reason.RATE_LIMITED, 5.0), 1000.0)
+            probes = list(threads.map(lambda _, pool=pool: pool.take(1005.0), range(8)))
+
+        assert taken.count(OPEN) == 1
+        assert probes.count(PROBE) == 1
+
+
 def test_durations_are_counted_by_bucket() -> None:
     """A duration counts in the first bucket that is large enough, the last holds the rest."""
     statistics = ApiStatistics()
@@ -1004,6 +1196,65 @@ def test_a_refusal_of_a_replaced_key_is_none(braze: Simulator, new_client: NewCl
         assert asked.result() is None
     assert [request.status for request in braze.requests] == [401, 200]
     assert client.data_series_pool.closed is None
+
+
+class HangingVolume:
+    """Reads keys, but for the first, only when it is told to go on."""
+
+    def __init__(self) -> None:
+        self.reading = 0
+        self.go_on = threading.Event()
+
+    def __call__(self, workspace: Workspace, environ: Mapping[str, str]) -> str:
+        """Return the key of a workspace."""
+        self.reading += 1
+        if self.reading > 1 and "hangs" in str(workspace.api_key_file):
+            assert self.go_on.wait(LATE)
+        return read_api_key(workspace, environ)
+
+
+@server
+def test_a_key_file_that_hangs(braze: Simulator, new_client: NewClient, tmp_path: Path) -> None:
+    """While a file on a volume that hangs is read, all other requests go on with the old key, also as probes."""
+    volume, file = HangingVolume(), tmp_path / "hangs"
+    file.write_text(braze.api_key)
+    client = new_client(key_file=file, interval=0.001, read_key=volume)
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(reason_of, client, permit=PROBE)
+        eventually(lambda: volume.reading == 2, what="the file to be read")
+        others = [reason_of(client), reason_of(client, permit=PROBE)]
+        before = reading.done()
+        volume.go_on.set()
+
+        assert reading.result(LATE) is None
+    assert others == [None, None]
+    assert not before
+    assert volume.reading == 2
+    assert reason_of(client) is None
+    assert volume.reading == 3
+
+
+@server
+@pytest.mark.parametrize("late", ["late-braze-key", ""])
+def test_a_reload_while_a_key_file_hangs(
+    braze: Simulator, new_client: NewClient, tmp_path: Path, caplog: pytest.LogCaptureFixture, late: str
+) -> None:
+    """What was being read when a reload brought another file changes and tells nothing any more."""
+    volume, file, other = HangingVolume(), tmp_path / "hangs", tmp_path / "other"
+    file.write_text(braze.api_key)
+    other.write_text("another-braze-key")
+    client = new_client(key_file=file, read_key=volume)
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(reason_of, client, permit=PROBE)
+        eventually(lambda: volume.reading == 2, what="the file to be read")
+        client.change(client.workspace.model_copy(update={"api_key_file": other}), interval=300.0)
+        file.write_text(late)
+        volume.go_on.set()
+        reading.result(LATE)
+
+    assert client.secrets == (braze.api_key, "another-braze-key")
+    assert "cannot be read" not in caplog.text
+    assert caplog.messages.count("the API key was replaced") <= 1
 
 
 def remove(path: Path) -> None:

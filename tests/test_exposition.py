@@ -2,6 +2,8 @@
 
 import math
 import re
+import sys
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import date
@@ -70,6 +72,7 @@ STATE = CampaignState(
     polls=1,
     latest=Day(date(2026, 3, 3), {}, (Variation("email", "1", "", {"sent": 5.0}),)),
 )
+EVERY = [f"statistic {number}" for number in range(50)]
 OTHER_DAY = Day(date(2026, 3, 3), {"revenue": 1.5}, (Variation("email", "1", "", {"sent": 6.0, "opens": 1.0}),))
 
 
@@ -294,6 +297,35 @@ def test_only_the_last_state_counts(states: list[tuple[Limits, CampaignState]]) 
     assert exposition.series == new.series
 
 
+def test_a_snapshot_is_of_one_moment() -> None:
+    """Whoever takes a snapshot while a campaign is published has all of one state and nothing of another."""
+    exposition = Exposition(LIMITS)
+    states = [
+        replace(STATE, polls=number, latest=Day(date(2026, 3, number), dict.fromkeys(EVERY, float(number)), ()))
+        for number in (1, 2)
+    ]
+    exposition.publish(states[0])
+    stopped = threading.Event()
+
+    def publish() -> None:
+        while not stopped.is_set():
+            for state in states:
+                exposition.publish(state)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    publishing = threading.Thread(target=publish)
+    publishing.start()
+    try:
+        seen = [set(re.findall(r"_campaign_(?:other|polls_total){.*} (.*)", joined(exposition))) for _ in range(500)]
+    finally:
+        stopped.set()
+        publishing.join()
+        sys.setswitchinterval(interval)
+
+    assert {frozenset(values) for values in seen} <= {frozenset({"1.0"}), frozenset({"2.0"})}
+
+
 def test_a_new_name_moves_the_series() -> None:
     """A renamed campaign has its series under the new name alone."""
     exposition = Exposition(LIMITS)
@@ -325,6 +357,33 @@ def test_what_is_dropped_is_counted() -> None:
         in joined(exposition)
     )
     assert exposition.series == 1
+
+
+def test_what_was_left_out_of_the_response_counts_as_dropped() -> None:
+    """Samples that were so many that they are not even kept are counted with those that found no place."""
+    exposition = Exposition(Limits(series=1000, series_per_campaign=1))
+    exposition.publish(replace(STATE, dropped=500))
+
+    assert 'workspace="main"} 501.0\n' in joined(exposition)
+    exposition.limit(LIMITS, [replace(STATE, dropped=500)])
+    assert 'workspace="main"} 500.0\n' in joined(exposition)
+
+
+def test_dropped_samples_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """It is said when samples are dropped, how many of which campaign, again when that changes, and when it is over."""
+    caplog.set_level("INFO")
+    exposition = Exposition(Limits(series=1000, series_per_campaign=1))
+    for state in (STATE, replace(STATE, up=False), replace(STATE, latest=OTHER_DAY), STATE):
+        exposition.publish(state)
+    exposition.limit(LIMITS, [STATE])
+    exposition.publish(STATE)
+
+    told = [(record.levelname, vars(record).get("dropped")) for record in caplog.records]
+    assert told == [("WARNING", 1), ("WARNING", 4), ("WARNING", 1), ("INFO", None)]
+    assert caplog.messages[0].startswith("samples are dropped: limits.series or limits.series_per_campaign")
+    assert caplog.messages[-1] == "all samples are shown again"
+    for record in caplog.records:
+        assert (vars(record)["workspace"], vars(record)["campaign_id"]) == STATE.key
 
 
 def test_settling_goes_by_the_order_of_the_states() -> None:

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.braze import ApiStatistics, Reason
+from exporter.catalogue import MESSAGE_STATISTICS
 from exporter.metrics import (
     DAY_FAMILIES,
     FAMILIES,
-    MESSAGE_STATISTICS,
     OWN_FAMILIES,
     STATUS_FAMILIES,
     Row,
@@ -31,7 +31,7 @@ from exporter.poller import CampaignState, WorkspaceState
 GOLDENS = Path(__file__).parent / "data" / "goldens"
 EVERY_STATISTIC = {
     **dict.fromkeys(MESSAGE_STATISTICS, 1.0),
-    **{f"conversions{number}{ending}": 2.0 for number in ("", 1, 2, 3) for ending in ("", "_by_send_time")},
+    **{f"conversions{number}{ending}": 2.0 for number in ("", *range(1, 26)) for ending in ("", "_by_send_time")},
     "revenue": 3.5,
     "carousel_slide_1_click": 4.0,
 }
@@ -130,6 +130,33 @@ def test_every_statistic_has_a_sample_on_both_days() -> None:
     assert len(latest_day.samples) == len(previous_day.samples) == len(EVERY_STATISTIC) + 1
 
 
+def test_conversions_beyond_the_letters_are_summed() -> None:
+    """They are one sample for a label set, of both kinds, on both days, of campaigns and variations alike."""
+    numbers = {"conversions26": 1.0, "conversions": 5.0, "conversions300": 2.0, "conversions26_by_send_time": 4.0}
+    statistics = {**numbers, "conversions0": 7.0, "conversions01_by_send_time": 8.0}
+    day = Day(date(2026, 3, 3), statistics, (Variation("email", "1", "", statistics),))
+    rows = day_rows(replace(STATE, latest=day, previous=day))
+    samples = {series: value for row in rows for series, value in row.samples}
+
+    assert sum(len(row.samples) for row in rows) == len(samples) == 4 * 5 + 2
+    for prefix in ("braze_message_", "braze_campaign_", "braze_previous_day_message_", "braze_previous_day_campaign_"):
+        assert {name: value for name, value in samples.items() if name[0].startswith(prefix) and name[1]} == {
+            (f"{prefix}conversions", ("conversion_event", "A"), ""): 5.0,
+            (f"{prefix}conversions", ("conversion_event", "other"), ""): 3.0,
+            (f"{prefix}conversions_by_send_time", ("conversion_event", "other"), ""): 4.0,
+            (f"{prefix}other", ("stat", "conversions0"), ""): 7.0,
+            (f"{prefix}other", ("stat", "conversions01_by_send_time"), ""): 8.0,
+        }
+
+
+def test_a_sum_of_conversions_that_no_float_holds_is_absent() -> None:
+    """Two numbers that are fine each are no sample when their sum is not."""
+    day = Day(date(2026, 3, 3), {"conversions26": 1e308, "conversions27": 1e308}, ())
+    (row,) = day_rows(replace(STATE, latest=day, previous=None))
+
+    assert [family for (family, *_), _ in row.samples] == ["braze_campaign_day_timestamp_seconds"]
+
+
 def test_a_campaign_without_days_has_no_numbers() -> None:
     """Absent is not zero."""
     assert day_rows(replace(STATE, latest=None, previous=None)) == ()
@@ -151,6 +178,68 @@ def test_places_do_not_depend_on_names() -> None:
 
     assert [row.place for row in day_rows(STATE)] == [row.place for row in day_rows(renamed)]
     assert len({row.place for row in day_rows(STATE)}) == 4
+
+
+def test_durations_are_cumulated() -> None:
+    """Each bucket counts all requests that took no longer than its bound says, the last one all of them."""
+    statistics = ApiStatistics()
+    for seconds in (0.01, 0.05, 0.07, 0.4, 2.0, 29.0, 30.5, 99.0):
+        statistics.observe(seconds)
+    *_, row = workspace_rows(replace(WORKSPACE, apis={"data_series": statistics}))
+    samples = {series[1:]: value for series, value in row.samples if series[0] == "braze_api_request_duration_seconds"}
+    buckets = {
+        label[1]: value for (label, suffix), value in samples.items() if label is not None and suffix == "_bucket"
+    }
+
+    assert buckets == {
+        "0.05": 2,
+        "0.1": 3,
+        "0.2": 3,
+        "0.3": 3,
+        "0.5": 4,
+        "1.0": 4,
+        "2.0": 5,
+        "5.0": 5,
+        "10.0": 5,
+        "30.0": 6,
+        "+Inf": 8,
+    }
+    assert samples[None, "_count"] == 8
+    assert samples[None, "_sum"] == pytest.approx(161.03)
+
+
+def test_what_a_workspace_says() -> None:
+    """Each number of a workspace and of its endpoint is where it belongs."""
+    statistics = ApiStatistics(5, rate_limit=50.0, rate_limit_remaining=7.0, rate_limit_reset=1.5e9)
+    statistics.failures[Reason.TIMEOUT] = 2
+    state = replace(WORKSPACE, campaigns=3, up=False, apis={"data_series": statistics})
+    samples = {(name, label): value for row in workspace_rows(state) for (name, label, _), value in row.samples}
+
+    assert samples["braze_workspace_campaigns", None] == 3
+    assert samples["braze_workspace_up", None] == 0
+    assert samples["braze_workspace_info", None] == 1
+    assert samples["braze_api_requests_total", None] == 5
+    assert samples["braze_api_request_failures_total", ("reason", "timeout")] == 2
+    assert samples["braze_api_request_failures_total", ("reason", "connection")] == 0
+    assert samples["braze_api_rate_limit", None] == 50
+    assert samples["braze_api_rate_limit_remaining", None] == 7
+    assert samples["braze_api_rate_limit_reset_timestamp_seconds", None] == 1.5e9
+    unknown = {name for row in workspace_rows(replace(state, up=None)) for (name, *_), _ in row.samples}
+    assert "braze_workspace_up" not in unknown
+
+
+def test_what_the_polls_of_a_campaign_say() -> None:
+    """Each number is where it belongs, a failure by its reason."""
+    samples = {(name, label): value for row in status_rows(STATE, 7) for (name, label, _), value in row.samples}
+
+    assert samples == {
+        ("braze_campaign_polls_total", None): 2,
+        ("braze_campaign_poll_interval_seconds", None): 300,
+        ("braze_campaign_up", None): 1,
+        ("braze_campaign_last_success_timestamp_seconds", None): 1772600000,
+        ("braze_campaign_poll_failures_total", ("reason", "timeout")): 1,
+        ("braze_exporter_dropped_series", None): 7,
+    }
 
 
 def test_failures_of_an_api_are_born_at_zero() -> None:

@@ -1,11 +1,13 @@
 """Tests of exporter.model: answers in, days and numbers out."""
 
 import json
+import re
 from datetime import date
 from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from exporter.model import DataSeries, Day, PayloadError, Variation, clean, parse_data_series
 from tests.strategies import ANSWERS
@@ -51,14 +53,14 @@ def test_latest_is_the_greatest_date_in_any_order() -> None:
 
 def test_no_days() -> None:
     """An answer without days has neither a latest nor a previous day, and nothing is wrong with it."""
-    assert payload("no_days.json") == DataSeries(None, None, ())
+    assert payload("no_days.json") == DataSeries(None, None)
 
 
 def test_later_entry_of_a_date_counts() -> None:
     """Of two entries of one date the later in the array counts."""
     entries = [{"time": "2026-03-03", "revenue": 1}, {"time": "2026-03-03T12:00:00+02:00", "revenue": 2}]
 
-    assert parse_data_series({"data": entries}) == DataSeries(Day(date(2026, 3, 3), {"revenue": 2}, ()), None, ())
+    assert parse_data_series({"data": entries}) == DataSeries(Day(date(2026, 3, 3), {"revenue": 2}, ()), None)
 
 
 def test_a_day_is_the_date_as_written() -> None:
@@ -192,12 +194,173 @@ def test_no_data_array(value: object) -> None:
         parse_data_series(value)
 
 
+@pytest.mark.parametrize("message", ["success", "Success", " SUCCESS\n", None, 5, ["error"], {"text": "error"}])
+def test_a_success_says_so_or_nothing(message: object) -> None:
+    """The message of a success is that word in any case; one that is missing or no text says nothing."""
+    assert parse_data_series({"message": message, "data": []}) == DataSeries(None, None)
+
+
+@pytest.mark.parametrize("message", ["", " ", "an internal error", "successful", "partial success", "unsuccessful"])
+@pytest.mark.parametrize("data", [[], [{"time": "2026-03-03", "revenue": 1}], None])
+def test_an_error_inside_a_success(message: str, data: object) -> None:
+    """A response whose message is another text is none, whatever else is in it; the text is not repeated."""
+    with pytest.raises(PayloadError) as caught:
+        parse_data_series({"message": message, "data": data})
+
+    assert str(caught.value) == "expected the `message` success, got another text"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"data": [*[{}] * 999, {"time": "2026-03-03"}]},
+        {"data": [*["entry"] * 999, {"time": "2026-03-03"}]},
+        {"data": [*[{"time": "2026-99-99"}] * 999, {"time": "2026-03-03"}]},
+        answer(**{f"channel {number}": 5 for number in range(999)}),
+        answer(email=[5] * 999),
+        answer(email=[{"variation_api_id": 5}] * 999),
+        answer(email=[{"variation_name": {}}] * 999),
+    ],
+)
+def test_skipped_parts_are_counted(broken: object) -> None:
+    """However many parts cannot be read, ten of them are named and all are counted."""
+    parsed = parse_data_series(broken)
+
+    assert latest(parsed).date == date(2026, 3, 3)
+    assert (len(parsed.skipped), parsed.skipped_parts) == (10, 999)
+    assert len(set(parsed.skipped)) == 10
+    assert max(map(len, parsed.skipped)) < 100
+
+
+def test_the_text_of_an_error_has_an_end() -> None:
+    """A response of a million entries that are none is refused with one example."""
+    with pytest.raises(PayloadError) as caught:
+        parse_data_series({"data": ["x" * 1000] * 100_000})
+
+    assert str(caught.value) == ("none of the 100000 entries of `data` is a day; data[0]: expected an object, got text")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("sent", "123", True),
+        ("sent", "many", True),
+        ("sent", "", True),
+        ("sent", True, True),
+        ("sent", {"email": 5}, True),
+        ("sent", [1], True),
+        ("sent", float("nan"), True),
+        ("sent", None, False),
+        ("revenue", "12.50", True),
+        ("conversions7_by_send_time", "1", True),
+        ("new_statistic", "123", True),
+        ("new_statistic", " -1,234.5e+6 ", True),
+        ("new_statistic", "many", False),
+        ("new_statistic", "12 March", False),
+        ("new_statistic", "٣", False),
+        ("new_statistic", "1" * 41, False),
+        ("new_statistic", True, False),
+        ("new_statistic", {}, False),
+    ],
+)
+def test_statistics_that_are_no_numbers(field: str, value: object, named: bool) -> None:  # noqa: FBT001 - a parameter
+    """A known statistic of another type, or a number in quotes anywhere, is absent and named; null says nothing."""
+    row = {"variation_name": "7", "variation_api_id": "12", "clicks": 1, field: value}
+    of_a_row = parse_data_series(answer(email=[row, row]))
+    of_a_day = parse_data_series({"data": [{"time": "2026-03-03", field: value}]})
+
+    for parsed in (of_a_row, of_a_day):
+        assert parsed.no_numbers == ((field,) if named else ())
+        assert parsed.skipped == ()
+    assert statistics(row) == [{"clicks": 1}]
+    assert latest(of_a_day).statistics == {}
+
+
+def test_names_of_statistics_that_are_no_numbers_are_bounded() -> None:
+    """Ten of them are named, each once and cut, whatever their names are."""
+    parsed = parse_data_series(answer(email=[{f"{number:0>50}": "1" for number in range(10**9, 10**9 + 99)}] * 2))
+
+    assert parsed.no_numbers == ("0" * 40,)
+    assert len(parse_data_series(answer(email=[{f"{number}": "1" for number in range(99)}])).no_numbers) == 10
+    assert parse_data_series(answer(email=[{"\ud800": "1"}])).no_numbers == ("\N{REPLACEMENT CHARACTER}",)
+
+
+SOME_ROWS = st.lists(
+    st.fixed_dictionaries(
+        {"variation_name": st.sampled_from("abcd")},
+        optional=dict.fromkeys(["sent", "opens", "clicks", "read"], st.integers(1, 9)),
+    ),
+    max_size=12,
+)
+
+
+@given(st.lists(st.tuples(SOME_ROWS, st.integers(0, 3)), min_size=1, max_size=2), st.integers(0, 20))
+def test_a_response_over_the_limit(days: list[tuple[list[dict[str, object]], int]], limit: int) -> None:
+    """No more is kept than the limit; what is kept is what it would be without one, and the rest is counted."""
+    entries = [
+        {"time": f"2026-03-0{number}", "messages": {"email": rows}, **{f"new_{place}": 1 for place in range(own)}}
+        for number, (rows, own) in enumerate(days, 1)
+    ]
+    whole, cut = parse_data_series({"data": entries}), parse_data_series({"data": entries}, samples=limit)
+    kept = missing = 0
+    for day, cut_day in zip((whole.latest, whole.previous), (cut.latest, cut.previous), strict=True):
+        if day is None or cut_day is None:
+            assert day is cut_day
+            continue
+        assert set(map(repr, cut_day.variations)) <= set(map(repr, day.variations))
+        assert cut_day.statistics in ({}, day.statistics)
+        for statistics, cut_statistics in (
+            (day.statistics, cut_day.statistics),
+            ([row.statistics for row in day.variations], [row.statistics for row in cut_day.variations]),
+        ):
+            count, cut_count = samples_of(statistics), samples_of(cut_statistics)
+            kept += cut_count
+            missing += count - cut_count
+
+    assert kept <= limit
+    assert (cut.dropped > 0) == (missing > 0)
+    assert missing <= cut.dropped
+    if limit == 20 and not missing:
+        assert cut == whole
+
+
+def samples_of(statistics: dict[str, float] | list[dict[str, float]]) -> int:
+    """Return how many numbers there are."""
+    return sum(map(len, statistics)) if isinstance(statistics, list) else len(statistics)
+
+
+def test_rows_without_numbers_have_a_limit_too() -> None:
+    """A row without a number takes a place, as it takes memory."""
+    parsed = parse_data_series(answer(email=[{"variation_name": f"{number}"} for number in range(99)]), samples=10)
+
+    assert len(names(parsed)) == 9
+    assert parsed.dropped == 0
+
+
 def test_any_text_becomes_a_label_value() -> None:
     """Lone surrogates are replaced, long text is cut and says so, everything else stays."""
     assert clean("a\ud800b") == "a\N{REPLACEMENT CHARACTER}b"
     assert clean('"\\\n\0 ü 🛒') == '"\\\n\0 ü 🛒'
-    assert clean("x" * 1024) == "x" * 1024
-    assert clean("x" * 1025) == "x" * 1023 + "…"
+    assert clean("x" * 1000) == "x" * 1000
+    assert clean("x" * 1001) == "x" * 997 + "…"
+    assert clean("ü" * 500) == "ü" * 500
+    assert clean("ü" * 501) == "ü" * 498 + "…"
+    assert clean("🛒" * 251) == "🛒" * 249 + "…"
+    assert clean("\ud800" * 334) == "\N{REPLACEMENT CHARACTER}" * 332 + "…"
+
+
+@given(st.text(st.characters(), max_size=1200) | st.text("aü€🛒\ud800", min_size=240, max_size=1200))
+def test_label_values_fit(text: str) -> None:
+    """A label value has at most 1,000 bytes of UTF-8, ends with a whole character, and is as long as that allows."""
+    cleaned = clean(text)
+    whole = re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+    assert len(cleaned.encode()) <= 1000
+    assert clean(cleaned) == cleaned
+    if cleaned != whole:
+        assert whole.startswith(cleaned.removesuffix("…"))
+        assert len(whole.encode()) > 1000
+        assert len(cleaned.encode()) > 1000 - 4
 
 
 def test_names_are_cleaned_before_rows_are_grouped() -> None:
@@ -220,7 +383,7 @@ def test_any_answer_is_read_or_refused(value: object) -> None:
     for day in (parsed.latest, parsed.previous):
         for variation in day.variations if day else ():
             for text in (variation.channel, variation.id, variation.name, *variation.statistics):
-                assert len(text.encode()) >= len(text) <= 1024
+                assert len(text.encode()) <= 1000
             assert variation.id or variation.name
             assert all(abs(number) < float("inf") for number in variation.statistics.values())
         keys = [(variation.channel, variation.id, variation.name) for variation in day.variations] if day else []

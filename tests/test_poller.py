@@ -3,7 +3,9 @@
 `data/goldens/*.yaml` are configurations that name an example answer; the text beside them is what is served then.
 """
 
+import gzip
 import itertools
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from exporter import config
 from exporter.config import Config
 from exporter.exposition import Exposition, Format
-from exporter.poller import CampaignState, Clock, Poller
+from exporter.poller import CampaignState, Clock, Poller, start_thread, system_clock
+from exporter.reload import compare
 from exporter.schedule import slot
 from exporter.simulator import Body, Cut, Drip, Fault, Hang, Latency, Simulator, Status
 from tests.servers import eventually
@@ -69,17 +72,53 @@ class Polling:
         return self.poller.ready
 
 
+@dataclass(slots=True)
+class SleepingClock:
+    """A clock that can be put forward, as it is when the machine has slept; it counts how often it is looked at."""
+
+    asleep: float = 0.0
+    looks: int = 0
+
+    def __call__(self) -> float:
+        """Return seconds."""
+        self.looks += 1
+        return time.monotonic() + self.asleep
+
+
+class FewThreads:
+    """Starts threads, but only so many."""
+
+    def __init__(self, allowed: float) -> None:
+        self.allowed = allowed
+        self.refused = 0
+
+    def __call__(self, run: Callable[[], None], name: str) -> None:
+        """Start a thread, or raise what the system raises where it allows no more."""
+        if self.allowed < 1:
+            self.refused += 1
+            raise RuntimeError("can't start new thread")
+        self.allowed -= 1
+        start_thread(run, name)
+
+
 @contextmanager
-def polling(loaded: Config, *, wall: Callable[[], float] = time.time) -> Iterator[Polling]:
+def polling(
+    loaded: Config,
+    *,
+    wall: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
+    start_thread: Callable[[Callable[[], None], str], None] = start_thread,
+) -> Iterator[Polling]:
     """Poll by a configuration; an exception that ends a thread fails the test."""
     exposition = Exposition(loaded.limits)
     crashes: list[BaseException] = []
     poller = Poller(
         loaded,
         environ={},
-        clock=Clock(wall, time.monotonic),
+        clock=Clock(wall, monotonic),
         exposition=exposition,
         fatal=crashes.append,
+        start_thread=start_thread,
     )
     poller.start()
     try:
@@ -112,6 +151,7 @@ def braze() -> Iterator[Simulator]:
 
 
 QUICK = "interval: 1s, timeout: 1s, stale_after: 3s"
+PATIENT = "interval: 1s, timeout: 30s, stale_after: 1h"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in GOLDENS.glob("*.yaml")))
@@ -432,6 +472,267 @@ def test_an_answer_that_cannot_be_shown(tmp_path: Path, braze: Simulator, caplog
     assert [campaign_id for campaign_id, state in states.items() if not state.up] == [victim]
     assert "a part of the answer" not in caplog.text
     assert any("publish" in str(vars(record).get("traceback")) for record in caplog.records)
+
+
+def stale_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return of which campaigns the log says that their numbers are stale."""
+    return [vars(record)["campaign_id"] for record in caplog.records if "are stale" in record.message]
+
+
+def test_numbers_of_a_machine_that_slept(tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptureFixture) -> None:
+    """Numbers that grew too old while the machine slept go within seconds, once, even when no poll ever ends."""
+    clock = SleepingClock()
+    hanging, back = braze.campaigns[0].id, braze.campaigns[1].id
+    loaded = configured(tmp_path, braze, poll="interval: 1h, timeout: 1h, stale_after: 2h")
+    with polling(loaded, monotonic=clock) as run:
+        eventually(run.ready, what="the end of the first round")
+        braze.misbehave(Hang())
+        braze.behave(back)
+        before = run.samples(hanging)
+        clock.asleep = 7200.0 + 60.0
+        eventually(partial(run.empty, hanging), what="stale numbers to go")
+        eventually(lambda: len(stale_lines(caplog)) == len(braze.campaigns), what="all of them to go")
+        looks = clock.looks
+        state = run.state(hanging)
+        braze.behave()
+        eventually(lambda: clock.looks > looks + 1, what="the threads to look at the clock again")
+
+        assert clock.looks < looks + 100, "a thread spins"
+    assert before
+    assert (state.up, state.latest, state.previous, state.polls, state.failures) == (False, None, None, 1, {})
+    assert state.last_success is not None
+    assert sorted(stale_lines(caplog)) == sorted(campaign.id for campaign in braze.campaigns)
+
+
+def test_campaigns_of_a_machine_that_slept(tmp_path: Path, braze: Simulator) -> None:
+    """Whoever had a slot while the machine slept is polled once at once, as fast as pacing allows."""
+    clock = SleepingClock()
+    loaded = configured(tmp_path, braze, poll="interval: 1h", workspace="requests_per_minute: 1200")
+    with polling(loaded, monotonic=clock) as run:
+        eventually(run.ready, what="the end of the first round")
+        polled = len(braze.requests)
+        clock.asleep = 3600.0
+        eventually(lambda: all(state.polls == 2 for state in run.poller.campaigns), what="a second poll of each")
+        times = [request.time for request in braze.requests[polled:]]
+
+        assert len(times) == len(braze.campaigns)
+        assert times[-1] - times[0] >= (len(times) - 1) * 0.05 - 0.1
+
+
+def test_the_system_clock_counts_the_time_asleep() -> None:
+    """The clock that only goes forward is the one that goes on while the machine sleeps."""
+    clock = system_clock()
+    expected = time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    assert expected <= clock.monotonic() <= expected + 60
+    assert abs(clock.wall() - time.time()) < 60
+
+
+def test_a_crash_of_the_expiry_is_fatal(tmp_path: Path, braze: Simulator) -> None:
+    """Where numbers can no longer be taken away the process is to end."""
+    clock = SleepingClock()
+    loaded = configured(tmp_path, braze, poll="interval: 1h")
+
+    class Broken(Exposition):
+        def publish(self, state: CampaignState) -> None:
+            if state.up is False:
+                raise MemoryError
+            super().publish(state)
+
+    crashes: list[BaseException] = []
+    poller = Poller(
+        loaded, environ={}, clock=Clock(time.time, clock), exposition=Broken(loaded.limits), fatal=crashes.append
+    )
+    poller.start()
+    eventually(lambda: poller.ready, what="the end of the first round")
+    braze.misbehave(Hang())
+    clock.asleep = 4 * 3600.0 + 1
+    eventually(lambda: crashes, what="a fatal exception")
+    poller.stop()
+
+    assert isinstance(crashes[0], MemoryError)
+
+
+def test_threads_that_cannot_be_started(tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the system allows two threads these poll everybody, and the log says so once until there are more."""
+    threads = FewThreads(1 + 2)
+    braze.misbehave(Latency(0.1))
+    loaded = configured(tmp_path, braze, poll=QUICK, workspace="requests_per_minute: 50000")
+    with polling(loaded, start_thread=threads) as run:
+        eventually(lambda: all(state.polls > 2 for state in run.poller.campaigns), what="three polls of each")
+        refused = threads.refused
+        connections = braze.connections
+        few = [record.message for record in caplog.records]
+        threads.allowed = 2
+        eventually(lambda: threads.allowed == 0, what="the other threads to be started")
+        eventually(lambda: threads.refused > refused + 1, what="two more wishes")
+
+        assert all(state.up for state in run.poller.campaigns)
+    assert refused > 1
+    assert connections <= 2
+    assert few == ["a thread cannot be started, polling goes on with fewer"]
+    assert len(caplog.records) == 2
+
+
+def test_a_workspace_without_any_thread(tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptureFixture) -> None:
+    """Where not even one thread can be started at first, one is started within seconds when that is possible."""
+    threads = FewThreads(1)
+    with polling(configured(tmp_path, braze), start_thread=threads) as run:
+        eventually(lambda: threads.refused > 1, what="a second try")
+        polls = [state.polls for state in run.poller.campaigns]
+        threads.allowed = math.inf
+        eventually(run.ready, what="the end of the first round")
+
+        assert all(state.up for state in run.poller.campaigns)
+    assert not any(polls)
+    assert [record.message for record in caplog.records] == ["a thread cannot be started, polling goes on with fewer"]
+
+
+def test_failures_are_told_once(tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptureFixture) -> None:
+    """The first failure of a kind in a row is a warning, the others are for debugging, and so are successes but one."""
+    caplog.set_level("DEBUG", "exporter.poller")
+    victim = braze.campaigns[0].id
+
+    def polls(count: int) -> None:
+        before = run.state(victim).polls
+        eventually(lambda: run.state(victim).polls >= before + count, what="polls")
+
+    with polling(configured(tmp_path, braze, poll=PATIENT, campaigns={victim: "Victim"})) as run:
+        polls(2)
+        braze.misbehave(Status(404))
+        polls(3)
+        braze.misbehave(Status(403))
+        polls(3)
+        braze.behave()
+        polls(3)
+    records = [record for record in caplog.records if record.message.startswith("poll ")]
+    told = [(record.levelname, record.message, vars(record).get("reason")) for record in records]
+
+    assert list(dict.fromkeys(told)) == [
+        ("DEBUG", "poll succeeded", None),
+        ("WARNING", "poll failed", "not_found"),
+        ("DEBUG", "poll failed", "not_found"),
+        ("WARNING", "poll failed", "forbidden"),
+        ("DEBUG", "poll failed", "forbidden"),
+        ("INFO", "poll succeeded again", None),
+    ]
+    assert sum(level in {"WARNING", "INFO"} for level, *_ in told) == 3
+    for record in records:
+        assert (vars(record)["campaign_id"], vars(record)["campaign_name"]) == (victim, "Victim")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"<html>Busy</html>", "bad_payload"),
+        (b'{"message": "success"}', "bad_payload"),
+        (b'{"message": "an internal error", "data": []}', "bad_payload"),
+        (b"[%s]" % b",".join([b"1"] * 1_000_002), "too_large"),
+    ],
+)
+def test_a_response_that_says_nothing_is_counted(body: bytes, reason: str, tmp_path: Path, braze: Simulator) -> None:
+    """A success that is none counts as a failed request and as a failed poll, and leaves the numbers as they were."""
+    campaign_id = braze.campaigns[0].id
+    with polling(configured(tmp_path, braze, poll=PATIENT, campaigns={campaign_id: "Broken"})) as run:
+        eventually(run.ready, what="the end of the first round")
+        before = run.samples(campaign_id)
+        braze.misbehave(Body(body))
+        eventually(lambda: sum(run.state(campaign_id).failures.values()) >= 2, what="two failures")
+        run.poller.stop()
+        eventually(lambda: settled(run.poller), what="what was counted")
+        failures = {str(kind): count for kind, count in run.poller.workspaces[0].apis["data_series"].failures.items()}
+
+        assert run.state(campaign_id).failures == {reason: failures[reason]}
+        assert sum(failures.values()) == failures[reason]
+        assert run.state(campaign_id).up is False
+        assert run.samples(campaign_id) == before
+
+
+def settled(poller: Poller) -> bool:
+    """Say whether failures of polls are as many as failures of requests."""
+    counted = sum(poller.workspaces[0].apis["data_series"].failures.values())
+    return counted == sum(count for state in poller.campaigns for count in state.failures.values())
+
+
+def test_statistics_that_are_no_numbers_are_told_once(
+    tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A number that comes as text is absent, and the log says once for a campaign which fields that concerns."""
+    body = b'{"data": [{"time": "2026-03-03", "messages": {"email": [{"sent": "123", "opens": 3, "new": "1.5"}]}}]}'
+    braze.misbehave(Body(body))
+    campaign_id = braze.campaigns[0].id
+    with polling(configured(tmp_path, braze, poll=QUICK, campaigns={campaign_id: "Broken"})) as run:
+        eventually(lambda: run.state(campaign_id).polls >= 3, what="three polls")
+
+        assert {name.partition("{")[0] for name in run.samples(campaign_id)} == {
+            "braze_message_opens",
+            "braze_campaign_day_timestamp_seconds",
+        }
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert vars(record)["statistics"] == "sent, new"
+
+
+def test_a_removed_campaign_is_polled_no_more(tmp_path: Path, braze: Simulator) -> None:
+    """A campaign that a reload removes has no slot any more, also when it was just being polled."""
+    waits, polled, stays = (campaign.id for campaign in braze.campaigns[:3])
+    loaded = configured(tmp_path, braze, poll=PATIENT, campaigns={waits: "A", polled: "B", stays: "C"})
+    left = configured(tmp_path, braze, poll=PATIENT, campaigns={stays: "C"})
+    with polling(loaded) as run:
+        eventually(run.ready, what="the end of the first round")
+        braze.misbehave(Latency(1.5), campaign_id=polled)
+        under_way = run.state(polled).polls
+        eventually(lambda: asked(braze, polled) > under_way, what="a poll that takes a while")
+        run.poller.apply(left, compare(loaded, left))
+        eventually(lambda: run.state(stays).polls >= 1, what="a poll")
+        braze.behave()
+        counts = asked(braze, waits), asked(braze, polled)
+        polls = run.state(stays).polls
+        eventually(lambda: run.state(stays).polls >= polls + 4, what="four intervals")
+
+        assert asked(braze, waits) <= counts[0] + 1, "one may have been on its way"
+        assert asked(braze, polled) <= counts[1]
+        assert not run.samples(polled)
+        assert [state.campaign_id for state in run.poller.campaigns] == [stays]
+
+
+def asked(braze: Simulator, campaign_id: str) -> int:
+    """Return how many requests there were for a campaign."""
+    return sum(request.campaign_id == campaign_id for request in braze.requests)
+
+
+def test_names_of_the_configuration_are_cut(tmp_path: Path, braze: Simulator) -> None:
+    """A campaign's configured name is a label value like any other."""
+    campaign_id = braze.campaigns[0].id
+    with polling(configured(tmp_path, braze, campaigns={campaign_id: "\N{SHOPPING TROLLEY}" * 300})) as run:
+        eventually(run.ready, what="the end of the first round")
+
+        assert set(re.findall('campaign_name="(.*?)"', run.text())) == {"\N{SHOPPING TROLLEY}" * 249 + "…"}
+
+
+def test_large_responses_hold_up_nobody(tmp_path: Path) -> None:
+    """While large responses come one at a time, other campaigns are polled; each large one is read in the end."""
+    rows = b",".join(b'{"variation_name":"%d","sent":1}' % number for number in range(100_000))
+    body = b'{"data": [{"time": "2026-03-03", "messages": {"email": [%s]}}]}' % rows
+    with Simulator(api_key=KEY, campaigns=5) as braze:
+        *large, small = (campaign.id for campaign in braze.campaigns)
+        for campaign_id in large:
+            braze.misbehave(Status(200, gzip.compress(body), {"Content-Encoding": "gzip"}), campaign_id=campaign_id)
+        loaded = configured(tmp_path, braze, poll=PATIENT)
+        with polling(loaded) as run:
+            eventually(run.ready, what="the end of the first round", timeout=60)
+            polls = run.state(small).polls
+            eventually(lambda: run.state(small).polls >= polls + 2, what="polls of the small one")
+            states = {state.campaign_id: state for state in run.poller.campaigns}
+
+    assert states[small].up
+    assert not states[small].failures
+    for campaign_id in large:
+        state = states[campaign_id]
+        assert state.up
+        assert state.latest is not None
+        assert len(state.latest.variations) + state.dropped == 100_000
+        assert len(state.latest.variations) < 20_000
 
 
 def test_an_exception_elsewhere_is_fatal(tmp_path: Path, braze: Simulator) -> None:

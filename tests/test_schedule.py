@@ -5,8 +5,9 @@ import pickle
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from exporter.schedule import Schedule, slot, until_next_slot
 
@@ -155,32 +156,124 @@ def test_hurry_while_one_is_asked(succeeded: bool, expected: list[float]) -> Non
     assert due == expected
 
 
-@given(st.lists(st.tuples(st.sampled_from(["add", "remove", "take", "end", "interval"]), st.sampled_from("abc"))))
-def test_any_course_of_changes(course: list[tuple[str, str]]) -> None:
-    """Whatever happens in whatever order, a campaign waits, or is asked, once, and nothing that is removed waits."""
-    schedule = Schedule(10)
-    configured: set[str] = set()
-    asked: list[str] = []
-    for step, campaign_id in course:
-        if step == "add" and campaign_id not in configured:
-            configured.add(campaign_id)
-            schedule.add(campaign_id, 0.0)
-        elif step == "remove":
-            configured.discard(campaign_id)
-            schedule.remove(campaign_id)
-        elif step == "take" and schedule.next_due() < math.inf:
-            asked.append(schedule.take())
-        elif step == "end" and asked:
-            schedule.add_next(asked.pop(0), succeeded=True, now=0.0, wall=0.0)
-        elif step == "interval":
-            schedule.change_interval(10 + len(asked), now=0.0, wall=0.0)
+class PlainSchedule:
+    """What a schedule promises, as plainly as can be: a list of those that wait, in the order in which they came."""
 
-        assert len(asked) == len(set(asked))
-    waiting = []
-    while schedule.next_due() < math.inf:
-        waiting.append(schedule.take())
+    def __init__(self, interval: float) -> None:
+        self.interval = interval
+        self.campaigns: set[str] = set()
+        self.waiting: list[tuple[str, float]] = []
+        self.asked: list[str] = []
+        self.hurried: set[str] = set()
 
-    assert sorted(waiting) == sorted(configured - set(asked))
+    def wait(self, campaign_id: str, due: float) -> None:
+        """Let a campaign wait behind all others that are due at that time."""
+        self.waiting = [*((other, when) for other, when in self.waiting if other != campaign_id), (campaign_id, due)]
+
+    def first(self) -> tuple[str, float]:
+        """Return who waits longest."""
+        return min(self.waiting, key=lambda turn: turn[1])
+
+    def end(self, campaign_id: str, due: float) -> None:
+        """Let a campaign that was asked wait, if it is still there."""
+        self.asked.remove(campaign_id)
+        self.hurried.discard(campaign_id)
+        if campaign_id in self.campaigns:
+            self.wait(campaign_id, due)
+
+
+class ScheduleMachine(RuleBasedStateMachine):
+    """Whatever happens in whatever order, the schedule does what a plain list does."""
+
+    ids = st.sampled_from([f"{number}" for number in range(12)])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schedule = Schedule(600)
+        self.plain = PlainSchedule(600)
+
+    @rule(campaign_id=ids, due=st.integers(0, 2000))
+    def add(self, campaign_id: str, due: float) -> None:
+        """Add a campaign, or one that is there already once more."""
+        self.schedule.add(campaign_id, due)
+        self.plain.campaigns.add(campaign_id)
+        if campaign_id not in self.plain.asked:
+            self.plain.wait(campaign_id, due)
+
+    @rule(campaign_id=ids)
+    def remove(self, campaign_id: str) -> None:
+        """Remove a campaign, whatever it is at."""
+        self.schedule.remove(campaign_id)
+        self.plain.campaigns.discard(campaign_id)
+        self.plain.waiting = [turn for turn in self.plain.waiting if turn[0] != campaign_id]
+
+    @precondition(lambda self: self.plain.waiting)
+    @rule()
+    def take(self) -> None:
+        """Ask the first."""
+        campaign_id, _ = self.plain.first()
+        self.plain.asked.append(campaign_id)
+        self.plain.waiting = [turn for turn in self.plain.waiting if turn[0] != campaign_id]
+
+        assert self.schedule.take() == campaign_id
+
+    @precondition(lambda self: self.plain.asked)
+    @rule(place=st.integers(0, 11), succeeded=st.booleans(), now=st.integers(0, 2000))
+    def end(self, place: int, succeeded: bool, now: float) -> None:  # noqa: FBT001 - hypothesis gives it
+        """Let a poll end."""
+        campaign_id = self.plain.asked[place % len(self.plain.asked)]
+        wait = until_next_slot(campaign_id, self.plain.interval, now + 7)
+        if not succeeded:
+            wait = 0 if campaign_id in self.plain.hurried else min(wait, 300)
+        self.plain.end(campaign_id, now + wait)
+        self.schedule.add_next(campaign_id, succeeded=succeeded, now=now, wall=now + 7)
+
+    @precondition(lambda self: self.plain.asked)
+    @rule(due=st.integers(0, 2000))
+    def put_back(self, due: float) -> None:
+        """Let a poll end that does not count."""
+        self.schedule.put_back(self.plain.asked[0], due)
+        self.plain.end(self.plain.asked[0], due)
+
+    @rule(now=st.integers(0, 2000))
+    def hurry(self, now: float) -> None:
+        """Let all be due."""
+        self.schedule.hurry(now)
+        self.plain.hurried |= set(self.plain.asked)
+        for campaign_id, due in sorted(self.plain.waiting, key=lambda turn: turn[1]):
+            self.plain.wait(campaign_id, min(due, now))
+
+    @rule(interval=st.sampled_from([1.0, 60.0, 600.0]), now=st.integers(0, 2000))
+    def change_interval(self, interval: float, now: float) -> None:
+        """Change the interval."""
+        self.schedule.change_interval(interval, now=now, wall=now + 7)
+        self.plain.interval = interval
+        for campaign_id, due in sorted(self.plain.waiting, key=lambda turn: turn[1]):
+            self.plain.wait(campaign_id, min(due, now + until_next_slot(campaign_id, interval, now + 7)))
+
+    @invariant()
+    def the_first_is_the_first(self) -> None:
+        """The next that is due is the same."""
+        assert self.schedule.next_due() == (self.plain.first()[1] if self.plain.waiting else math.inf)
+
+
+ScheduleMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50)
+test_schedule_in_any_order = ScheduleMachine.TestCase
+
+
+def test_a_schedule_that_was_tidied_up() -> None:
+    """However often all are added anew, which tidies up, those that wait come in their order."""
+    schedule = Schedule(600)
+    for turn in range(20):
+        for number in range(50):
+            schedule.add(f"{number}", (number * 37 + turn * 11) % 50)
+    dues = []
+    while (due := schedule.next_due()) < math.inf:
+        dues.append(due)
+        schedule.take()
+
+    assert dues == sorted(dues)
+    assert len(dues) == 50
 
 
 def test_changes_do_not_pile_up() -> None:
