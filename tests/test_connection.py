@@ -274,11 +274,19 @@ def test_responses_without_end_are_given_up(line: bytes) -> None:
 def test_every_request_has_its_own_response_within_tls(certificate: Path, tmp_path: Path) -> None:
     """Bytes that TLS has decrypted and nobody has read count as left over, too."""
     script = Script()
+
+    def answer(target: str, connection: socket.socket) -> bool:
+        # Several records leave together, so that the client has them all before it sends another request.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        goes_on = script.answer(target, connection)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+        return goes_on
+
     firsts = [
         f"/first/{status}/length/body/{tail.replace(' ', '_')}" for status in (200, 103, 500) for tail in TAILS[:4]
     ]
     targets = [target for first in firsts for target in (first, "/second" + first)]
-    with answering(script.answer, certificate=certificate) as server:
+    with answering(answer, certificate=certificate) as server:
         environment = {"REQUESTS_CA_BUNDLE": str(certificate)}
         lines = ask_elsewhere(server.url, environment, tmp_path, targets=targets).splitlines()
 
