@@ -133,17 +133,19 @@ def _campaigns(loaded: Config) -> int:
 
 
 def _demo(flags: argparse.Namespace, surroundings: _Surroundings) -> int:
-    with Simulator(campaigns=CAMPAIGNS, api_key=SIMULATED_KEY, newest_day=flags.newest_day) as braze:
+    with contextlib.ExitStack() as stack:
+        braze = stack.enter_context(Simulator(campaigns=CAMPAIGNS, api_key=SIMULATED_KEY, newest_day=flags.newest_day))
         key = _file_in_memory("api-key", SIMULATED_KEY)
         workspace = _configuration(braze, f"api_key_file: {key}")
         file = _file_in_memory("config.yaml", f"poll: {{interval: 5s, timeout: 5s}}\n{workspace}")
 
         def introduce(urls: Sequence[str]) -> None:
-            Output(sys.stdout.fileno()).write(
-                _DEMO.format(url=urls[0], path=flags.telemetry_path, braze=braze.url, file=file)
-            )
+            introduction = _DEMO.format(url=urls[0], path=flags.telemetry_path, braze=braze.url, file=file)
+            Output(sys.stdout.fileno()).write(introduction)  # whether anybody reads it or not
 
-        return _run(file, flags, surroundings, started=introduce)
+        status = _run(file, flags, surroundings, started=introduce)
+        stack.pop_all()  # the process ends: without its Braze a poll that is under way would fail, and be logged
+        return status
 
 
 def _file_in_memory(name: str, text: str) -> Path:
@@ -570,4 +572,5 @@ A simulated Braze answers on {braze}, and the exporter polls it every five secon
   configuration of this demo
                {file}
 
-Ctrl-C stops both."""
+Ctrl-C stops both.
+"""
