@@ -339,7 +339,7 @@ def _run(
         def read() -> Config:
             part = shards.part(config.load(file, os.environ), shard)
             try:
-                fitting, _, remarks = _within_open_files(part, servers, connections)
+                fitting, _, remarks = _within_open_files(part, servers, connections, fewest=connections)
             except TooFewOpenFilesError as error:
                 raise ConfigError([str(error)]) from None
             for remark in remarks:
@@ -381,20 +381,25 @@ def _use_one_arena() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
-def _within_open_files(loaded: Config, servers: int, connections: int) -> tuple[Config, int, list[str]]:
+def _within_open_files(
+    loaded: Config, servers: int, connections: int, *, fewest: int = open_files.FEWEST_CONNECTIONS
+) -> tuple[Config, int, list[str]]:
     """Return the configuration and the connections of each server as open files allow, and what is less than wanted.
 
-    Raises TooFewOpenFilesError where they do not allow both.
+    Raises TooFewOpenFilesError where they do not allow the `fewest` connections and polls.
     """
-    workspaces, concurrency = len(loaded.workspaces), loaded.poll.concurrency
-    limit = open_files.raised_limit(open_files.OTHERS + servers * connections + workspaces * concurrency)
-    shares = open_files.share(
-        limit, servers=servers, connections=connections, workspaces=workspaces, concurrency=concurrency
-    )
+    wishes = {
+        "servers": servers,
+        "connections": connections,
+        "workspaces": len(loaded.workspaces),
+        "concurrency": loaded.poll.concurrency,
+    }
+    limit = open_files.raised_limit(open_files.wanted(**wishes))
+    shares = open_files.share(limit, **wishes, fewest=fewest)
     remarks = [
         f"{name} is {allowed} instead of {wanted}, as the limit on open files is {limit}"
         for name, wanted, allowed in (
-            ("poll.concurrency", concurrency, shares.concurrency),
+            ("poll.concurrency", loaded.poll.concurrency, shares.concurrency),
             ("--web.max-connections", connections, shares.connections),
         )
         if allowed < wanted

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 OTHERS = 24
 """Open files for all else: streams, listening sockets, the event loop, files while they are read."""
 
+PER_REQUEST = 2
+"""Open files of a request to Braze: its connection, and the copy of it by which the deadline ends it."""
+
 FEWEST_CONNECTIONS = 16
-"""Connections that each server keeps, however many polls there are."""
+"""Connections that each server has at least, however many polls there are."""
 
 
 class TooFewOpenFilesError(Exception):
@@ -24,24 +27,38 @@ class Shares:
     concurrency: int
 
 
-def share(limit: int, *, servers: int, connections: int, workspaces: int, concurrency: int) -> Shares:
+def share(
+    limit: int,
+    *,
+    servers: int,
+    connections: int,
+    workspaces: int,
+    concurrency: int,
+    fewest: int = FEWEST_CONNECTIONS,
+) -> Shares:
     """Return what of the wanted `connections` and `concurrency` a limit on open files allows. Pure.
 
-    Polls get what they want while each server keeps `FEWEST_CONNECTIONS`; connections get the rest.
+    Polls get what they want while each server keeps the `fewest` connections; connections get the rest.
 
     Raises:
         TooFewOpenFilesError: there is not one request at once for each workspace.
 
     """
-    fewest = min(connections, FEWEST_CONNECTIONS)
-    for_polls = limit - OTHERS - servers * fewest
-    if for_polls < workspaces:
+    fewest = min(connections, fewest)
+    each = PER_REQUEST * workspaces
+    least = OTHERS + servers * fewest + each
+    if limit < least:
         raise TooFewOpenFilesError(
-            f"the limit on open files is {limit}, expected at least {limit - for_polls + workspaces}: "
+            f"the limit on open files is {limit}, expected at least {least}: "
             "raise it, for example with `ulimit -n` or LimitNOFILE= of systemd"
         )
-    concurrency = min(concurrency, for_polls // workspaces)
-    return Shares(min(connections, (limit - OTHERS - workspaces * concurrency) // servers), concurrency)
+    concurrency = min(concurrency, (limit - OTHERS - servers * fewest) // each)
+    return Shares(min(connections, (limit - OTHERS - each * concurrency) // servers), concurrency)
+
+
+def wanted(*, servers: int, connections: int, workspaces: int, concurrency: int) -> int:
+    """Return the limit on open files that allows all that is wanted. Pure."""
+    return OTHERS + servers * connections + PER_REQUEST * workspaces * concurrency
 
 
 def raised_limit(needed: int) -> int:

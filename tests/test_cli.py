@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -366,7 +367,7 @@ def test_stopping_while_a_file_hangs(what: str, number: int, tmp_path: Path) -> 
                 os.mkfifo(tmp_path / "fifo")
                 (tmp_path / "fifo").replace(path)
             exporter.program.process.send_signal(signal.SIGHUP)
-            descriptors = [eventually(lambda path=path: written(path), what=f"a reader of {path}") for path in pipes]
+            descriptors = [eventually(partial(written, path), what=f"a reader of {path}") for path in pipes]
 
             assert stopped(exporter.program, number) == 0
             for descriptor in descriptors:
@@ -441,6 +442,7 @@ def test_a_log_that_nobody_reads(tmp_path: Path) -> None:
             return re.search(rb"^time=\S+ level=warning msg=(.*) lines=(\d+)$", b"".join(parts), re.MULTILINE)
 
         notice = eventually(told, what="a line that says how many were dropped")
+        assert notice
         assert notice[1] == b'"log lines were dropped because they could not be written"'
         assert 0 < int(notice[2]) <= dropped(exporter)
         assert process.poll() is None
