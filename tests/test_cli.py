@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -216,6 +216,16 @@ def test_demo(newest_day: str, tmp_path: Path) -> None:
         file = Path(shown.program.logged(r"^ +(/proc/.*)$")[1])
         assert "name: simulated\n" in file.read_text(encoding="utf-8")
         assert "level=" not in shown.program.output()
+
+
+@pytest.mark.server
+def test_demo_on_a_read_only_system(tmp_path: Path) -> None:
+    """The demo needs no place to write to."""
+    if os.geteuid() != 0:
+        pytest.skip("expected root: only root can make a file system read-only")
+    read_only = 'for mount in $(awk "{ print \\$2 }" /proc/mounts); do mount -o remount,bind,ro "$mount" || true; done'
+    with demo(tmp_path, enter=("unshare", "--mount", "sh", "-euc", f'{read_only}; exec "$@"', "sh")) as shown:
+        eventually(shown.ready, what="a demo that is ready")
 
 
 @pytest.mark.server
@@ -571,9 +581,9 @@ def test_the_key_is_nowhere(fault: Fault, tmp_path: Path) -> None:
 
 
 @contextmanager
-def demo(folder: Path, *flags: str) -> Iterator[Exporter]:
-    """Run the demo; it has printed where to look when the context starts."""
-    command = (*COMMAND, "demo", "--web.listen-address=127.0.0.1:0", *flags)
+def demo(folder: Path, *flags: str, enter: Sequence[str] = ()) -> Iterator[Exporter]:
+    """Run the demo, by the command `enter` if any; it has printed where to look when the context starts."""
+    command = (*enter, *COMMAND, "demo", "--web.listen-address=127.0.0.1:0", *flags)
     with running(command, log=folder / "demo.log") as program:
         yield Exporter(program, program.logged(r"^ +overview +(http://127\.0\.0\.1:\d+)/$")[1])
 
