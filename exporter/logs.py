@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+logger = logging.getLogger(__name__)
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("logfmt", "json")
@@ -26,14 +29,16 @@ _QUIET = {
 def configure(
     *, level: str, form: str, write: Callable[[str], object], secrets: Callable[[], Iterable[str]]
 ) -> Callable[[int], str]:
-    """Send all logging of the process, and Python's warnings, to `write`, which gets a line with each call.
+    """Send all logging of the process to `write`, which gets a line with each call.
 
-    What `secrets` returns at that moment is replaced in every value. Return what makes a line of the number of lines
-    that were dropped, whatever the level.
+    So are warnings and the exceptions of destructors, which Python would write to stderr as they are. What `secrets`
+    returns at that moment is replaced in every value. Return what makes a line of the number of lines that were
+    dropped, whatever the level.
     """
     formatter = Formatter(form, secrets)
     logging.basicConfig(level=level.upper(), handlers=[_Handler(formatter, write)], force=True)
     logging.captureWarnings(capture=True)
+    sys.unraisablehook = _log_unraisable
     for name, quiet in _QUIET.items():
         logging.getLogger(name).setLevel(quiet)
 
@@ -42,6 +47,11 @@ def configure(
         return formatter.format(logging.makeLogRecord({**fields, "levelno": logging.WARNING, "lines": lines})) + "\n"
 
     return notice
+
+
+def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    error = unraisable.exc_value or unraisable.exc_type()
+    logger.error("an exception was ignored", exc_info=error)
 
 
 class _Handler(logging.Handler):

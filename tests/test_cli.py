@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -469,6 +469,18 @@ def test_stopping_with_a_log_that_nobody_reads(number: int, tmp_path: Path) -> N
 
 
 @pytest.mark.server
+def test_a_crash_with_a_log_that_nobody_reads(tmp_path: Path) -> None:
+    """An unexpected exception ends the exporter with status 1 while its log waits for a reader."""
+    with (
+        Simulator(api_key=KEY, campaigns=100) as braze,
+        unread(braze, tmp_path, environment=broken_library(tmp_path)) as (process, _, exporter),
+    ):
+        assert exporter.ask(Accept_Encoding="gzip").ok
+
+        assert process.wait(timeout=20) == 1
+
+
+@pytest.mark.server
 def test_a_refused_configuration_that_nobody_reads_of(tmp_path: Path) -> None:
     """An exporter that cannot start ends with its status, even where nobody reads why."""
     reader, writer = os.pipe()
@@ -496,16 +508,12 @@ def test_the_end_of_the_log_is_written(tmp_path: Path) -> None:
 @pytest.mark.server
 def test_an_unexpected_exception_ends_the_process(tmp_path: Path) -> None:
     """A thread that ends by what nobody foresaw, here a broken library, ends the exporter, status 1."""
-    library = tmp_path / "isal/isal_zlib.py"
-    library.parent.mkdir()
-    library.write_text(_BROKEN, encoding="utf-8")
-    (library.parent / "__init__.py").touch()
     with Simulator(api_key=KEY, campaigns=1) as braze:
         command = [*COMMAND, f"--config.file={configure(tmp_path, braze, poll='interval: 1s, timeout: 1s')}"]
         with running(
             [*command, "--web.listen-address=127.0.0.1:0"],
             log=tmp_path / "log",
-            environment={"PYTHONPATH": str(tmp_path)},
+            environment=broken_library(tmp_path),
         ) as program:
             exporter = Exporter(program, program.logged(r"\burl=(\S+)")[1])
             eventually(exporter.ready, what="an exporter that is ready")
@@ -608,8 +616,19 @@ def connect(exporter: Exporter) -> socket.socket:
     return client
 
 
+def broken_library(folder: Path) -> dict[str, str]:
+    """Return the environment of an exporter with a library that raises what nobody expects in one of its threads."""
+    library = folder / "isal/isal_zlib.py"
+    library.parent.mkdir()
+    library.write_text(_BROKEN, encoding="utf-8")
+    (library.parent / "__init__.py").touch()
+    return {"PYTHONPATH": str(folder)}
+
+
 @contextmanager
-def unread(braze: Simulator, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, Exporter]]:
+def unread(
+    braze: Simulator, folder: Path, *, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], int, Exporter]]:
     """Run an exporter whose polls fail and whose log nobody reads any more; its queue is full.
 
     Yield the process, the end of the log's pipe that nobody reads, and the exporter.
@@ -619,7 +638,8 @@ def unread(braze: Simulator, folder: Path) -> Iterator[tuple[subprocess.Popen[by
     file = configure(folder, braze, poll="interval: 1s, timeout: 1s, stale_after: 1m", names=names)
     reader, writer = os.pipe()
     command = [*COMMAND, f"--config.file={file}", "--web.listen-address=127.0.0.1:0", "--log.level=debug"]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=writer) as process:
+    added = {**os.environ, **(environment or {})}
+    with subprocess.Popen(command, cwd=ROOT, env=added, stdin=subprocess.DEVNULL, stderr=writer) as process:
         os.close(writer)
         try:
             url = re.search(rb"url=(\S+)", os.read(reader, 4096))

@@ -23,11 +23,12 @@ FORMATS = pytest.mark.parametrize("form", logs.FORMATS)
 def root() -> Iterator[logging.Logger]:
     """The root logger, whose handlers and level are put back, and so are those of quiet loggers."""
     root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
+    level, handlers, hook = root.level, root.handlers[:], sys.unraisablehook
     quiet = {name: logging.getLogger(name).level for name in ("urllib3", "uvicorn", "asyncio")}
     root.handlers[:] = []  # what pytest put there is not to be closed
     yield root
     logging.captureWarnings(capture=False)
+    sys.unraisablehook = hook
     root.handlers[:] = handlers
     root.setLevel(level)
     for name, its_level in quiet.items():
@@ -225,6 +226,33 @@ def test_warnings_are_lines() -> None:
     assert "RuntimeWarning: it is <secret>" in read("logfmt", line)["msg"]
 
 
+@pytest.mark.usefixtures("root")
+def test_exceptions_of_destructors_are_lines() -> None:
+    """An exception that Python can raise nowhere is logged, and not written to stderr."""
+    stream = io.StringIO()
+    logs.configure(level="error", form="logfmt", write=stream.write, secrets=lambda: (KEY,))
+
+    Dying()
+
+    (line,) = stream.getvalue().splitlines()
+    fields = read("logfmt", line)
+    assert (fields["level"], fields["msg"]) == ("error", "an exception was ignored")
+    assert fields["traceback"].endswith("\nValueError: <secret>")
+
+
+def test_the_last_configuration_holds(root: logging.Logger) -> None:
+    """Configured again, logging writes each line once, where and as it is told last."""
+    first, second = io.StringIO(), io.StringIO()
+    logs.configure(level="debug", form="logfmt", write=first.write, secrets=lambda: ())
+    logs.configure(level="info", form="json", write=second.write, secrets=lambda: ())
+
+    root.debug("one")
+    root.info("two")
+
+    assert first.getvalue() == ""
+    assert [read("json", line)["msg"] for line in second.getvalue().splitlines()] == ["two"]
+
+
 def test_no_lock_is_held_while_a_line_is_formatted(root: logging.Logger) -> None:
     """A thread whose line takes long to format holds up no other thread's line."""
     stream = io.StringIO()
@@ -246,6 +274,13 @@ def test_no_lock_is_held_while_a_line_is_formatted(root: logging.Logger) -> None
     thread.join()
 
     assert [read("logfmt", line)["msg"] for line in stream.getvalue().splitlines()] == ["another", "event"]
+
+
+class Dying:
+    """An object whose destructor fails."""
+
+    def __del__(self) -> None:
+        raise ValueError(KEY)
 
 
 class Untold:

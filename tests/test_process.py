@@ -1,20 +1,21 @@
 """Tests of exporter.process and exporter.signals: signals at any moment, standard streams and the end, in processes."""
 
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from exporter.process import INTERRUPTED
 from exporter.simulator import Hang, Simulator
-from tests.exporters import COMMAND, KEY, configure
+from tests.exporters import COMMAND, KEY, ask, configure
 from tests.servers import ROOT, Program, eventually, running
 
 pytestmark = pytest.mark.server
@@ -151,7 +152,7 @@ def test_closed_streams(command: str, closed: str, tmp_path: Path) -> None:
         redirected = " ".join(f"{number}>&-" for number in closed.split())
         shell = ["/bin/sh", "-c", f'exec "$@" {redirected}', "sh", *words, *([] if command else [ANYWHERE])]
         with starting(shell, tmp_path / "log") as (program, pid):
-            eventually(lambda: listens(pid), what="a listening socket")
+            eventually(lambda: ports(pid), what="a listening socket")
 
             streams = {str(Path(f"/proc/{pid}/fd/{number}").readlink()) for number in closed.split()}
             assert streams == {os.devnull}
@@ -160,16 +161,15 @@ def test_closed_streams(command: str, closed: str, tmp_path: Path) -> None:
             assert program.process.wait(timeout=20) == 0
 
 
-def listens(pid: int) -> bool:
-    """Tell whether a process has a socket that listens."""
-    sockets = set()
-    for file in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            sockets.add(str(file.readlink()))
-        except OSError:
-            continue
-    lines = Path(f"/proc/{pid}/net/tcp").read_text(encoding="ascii").splitlines()[1:]
-    return any(f"socket:[{line.split()[9]}]" in sockets for line in lines if line.split()[3] == "0A")
+def ports(pid: int) -> list[int]:
+    """Return the ports of IPv4 on which a process listens, in the order in which it began to."""
+    sockets = []
+    for file in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda file: int(file.name)):
+        with suppress(OSError):  # closed meanwhile
+            sockets.append(str(file.readlink()))
+    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+    listening = {f"socket:[{line[9]}]": int(line[1].partition(":")[2], 16) for line in lines if line[3] == "0A"}
+    return [listening[name] for name in sockets if name in listening]
 
 
 @pytest.mark.parametrize("command", ["demo", "simulate"])
@@ -181,13 +181,53 @@ def test_nobody_reads_what_it_says(command: str, tmp_path: Path) -> None:
         process = subprocess.Popen([*COMMAND, command, ANYWHERE], cwd=ROOT, stdout=writer, stderr=log)
     os.close(writer)
     try:
-        eventually(lambda: listens(process.pid), what="a listening socket")
+        eventually(lambda: ports(process.pid), what="a listening socket")
         eventually(lambda: waits(process.pid), what="signals that wait")
     finally:
         process.terminate()
         status = process.wait(timeout=20)
 
     assert (status, (tmp_path / "log").read_text(encoding="utf-8")) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [("demo",), ("simulate", "--campaigns=2000")])
+def test_what_it_says_waits_for_its_reader(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """Demo and simulate serve, and end by a signal, while nobody reads their stdout."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([*COMMAND, *arguments, ANYWHERE], cwd=ROOT, stdout=writer, stderr=log)
+    os.close(writer)
+    try:
+        url = f"http://127.0.0.1:{eventually(lambda: ports(process.pid), what='a listening socket')[-1]}"
+        eventually(lambda: ask(url).status_code in {200, 401}, what="an answer")
+    finally:
+        process.terminate()
+        status = process.wait(timeout=20)
+        os.close(reader)
+
+    assert (status, (tmp_path / "log").read_text(encoding="utf-8")) == (0, "")
+
+
+def test_an_interruption_takes_the_place_of_a_bar(tmp_path: Path) -> None:
+    """On a terminal nothing of the bar is left beside what an interrupted command says."""
+    main, terminal = pty.openpty()
+    with Simulator(api_key=KEY, campaigns=1) as braze:
+        braze.misbehave(Hang())
+        command = [*COMMAND, "check", f"--config.file={configure(tmp_path, braze)}"]
+        with subprocess.Popen(command, cwd=ROOT, stderr=terminal) as process:
+            shown = b""
+            while b"campaigns" not in shown:
+                shown += os.read(main, 4096)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=20) == 1
+        assert (shown + os.read(main, 4096)).endswith(b"\r\33[Kinterrupted before all was done\r\n")
+    os.close(main)
+    os.close(terminal)
 
 
 @pytest.mark.parametrize("arguments", ["check", "print", "--config.check"])
