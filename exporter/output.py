@@ -57,7 +57,7 @@ class Output:
             if self._full:
                 self._drop(lines)
             else:
-                self._append(data, lines)
+                self._append(data)
             self._start()
 
     def stream(self) -> TextIO:
@@ -73,9 +73,9 @@ class Output:
         while self._bytes and self._writable.poll(0):  # there is no thread: what can be written without blocking
             self._write_some()
 
-    def _append(self, data: bytes, lines: int) -> None:
+    def _append(self, data: bytes) -> None:
         self._queue.append(data)
-        self._lines += lines
+        self._lines += data.count(b"\n")
         self._bytes += len(data)
         self._changed.notify_all()
 
@@ -116,7 +116,7 @@ class Output:
         if announced:
             notice = self.notice(announced).encode()
             with self._changed:
-                self._append(notice, 1)
+                self._append(notice)
 
     def _first(self) -> bytes:
         with self._changed:

@@ -5,7 +5,10 @@ import gc
 import os
 import pty
 import resource
+import sys
+import termios
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,6 +72,10 @@ def test_what_nobody_reads_is_dropped(limits: dict[str, int], blocking: bool) ->
         for _ in range(1000):
             output.write(LINE)
 
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        output.flush(0.3)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.2  # it waits
         assert 1000 - 150 <= output.dropped <= 1000 - 100  # some lines are in the pipe
         dropped = output.dropped
         notice = f"{dropped} log lines were dropped because they could not be written\n"
@@ -76,6 +83,31 @@ def test_what_nobody_reads_is_dropped(limits: dict[str, int], blocking: bool) ->
         output.write("and on\n")
         assert read(reader, "on\n") == "and on\n"
         assert output.dropped == dropped
+
+
+def test_a_full_queue_takes_lines_again_when_half_of_it_is_free() -> None:
+    """Until then lines are dropped, so that they are missing in few places, and nothing is announced."""
+    line = f"{'x' * 1023}\n"  # four make a full pipe
+    with piped(lines=40) as (reader, _, output):
+        for _ in range(60):
+            output.write(line)
+        eventually(lambda: pending(reader) == 4096, what="a full pipe")
+        before = output.dropped
+
+        for _ in range(2):  # eight of 36 to 40 lines leave the queue
+            assert os.read(reader, 4096) == line.encode() * 4
+            eventually(lambda: pending(reader) == 4096, what="a full pipe")
+            output.write(line)
+        assert output.dropped == before + 2
+
+        text = read(reader, "written\n")
+        assert text.startswith(line * 8)
+        assert text.count("log lines were dropped") == 1
+
+
+def pending(descriptor: int) -> int:
+    """Return how many bytes a pipe holds."""
+    return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def test_drops_are_announced_where_the_lines_are_missing() -> None:
@@ -162,7 +194,9 @@ def test_flush() -> None:
 
         for _ in range(100):
             output.write(LINE)
+        began = time.monotonic()
         output.flush(0.01)
+        assert time.monotonic() - began < 10
         assert os.read(reader, 4096)
 
 
