@@ -9,19 +9,20 @@ import gc
 import json
 import logging
 import os
-import signal
 import sys
-import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, NoReturn
+from queue import Empty
+from typing import TYPE_CHECKING
 
-from exporter import __version__, check, config, logs, server, shards, web
+from exporter import __version__, check, config, logs, open_files, server, shards, systemd, web
 from exporter.config import ConfigError
 from exporter.exposition import Exposition
 from exporter.flags import CAMPAIGNS, SIMULATED_KEY, flag_parser
+from exporter.open_files import TooFewOpenFilesError
+from exporter.output import Output
 from exporter.poller import Poller, system_clock
 from exporter.progress import Progress
 from exporter.ready import Ready
@@ -36,73 +37,85 @@ if TYPE_CHECKING:
     import argparse
     import socket
     from collections.abc import Callable, Sequence
-    from types import FrameType
+    from queue import SimpleQueue
     from zoneinfo import ZoneInfo
 
     from starlette.types import ASGIApp
 
     from exporter.config import Config
+    from exporter.signals import Signals
 
 logger = logging.getLogger(__name__)
 
 _GARBAGE = 50_000  # objects between two searches for those that refer to each other: polls make crowds that do not
 _GRACE = 0.4  # seconds that running answers have when the process stops
 _M_ARENA_MAX = -8  # see mallopt(3)
-_OPEN_FILES = 64  # at most, besides connections: listening sockets, the log, key files, libraries
+_REFUSED = 78  # EX_CONFIG of sysexits.h: the same configuration will be refused again
+_STOPPING = 0.9  # seconds from a signal to the end of the process, whatever still runs
 _WATCHING = 1  # seconds between two looks at the files of the web configuration
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status: 0 done, 1 configuration or run-time error, 2 wrong usage."""
-    _on_stop_signals(_exit)  # until the server runs; as process 1 there would be no handler at all
+def main(
+    arguments: Sequence[str] | None = None, *, signals: Signals | None = None, errors: Output | None = None
+) -> int:
+    """Run the command and return the exit status.
+
+    It is 0 when all is done, 1 after an error of the configuration or at run time, 2 after wrong usage, and 78 where a
+    configuration keeps the exporter from starting. The log goes to `errors`.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given.pop(0) if given and given[0] and given[0] in _COMMANDS else ""
     parser = flag_parser(name)
+    surroundings = _Surroundings(signals, errors or Output(sys.stderr.fileno()))
     try:
-        return _COMMANDS[name](parser.parse_args(given))
+        return _COMMANDS[name](parser.parse_args(given), surroundings)
     except _UsageError as error:
         parser.error(str(error))
     except _FailedError as error:
         print(error, file=sys.stderr)
-        return 1
+        return error.status
+
+
+@dataclass(frozen=True, slots=True)
+class _Surroundings:
+    """What a command gets of its process: the signals, if it receives any, and where its log goes."""
+
+    signals: Signals | None
+    errors: Output
+
+    def on_stop(self, stop: Callable[[], None]) -> None:
+        """Call this from now on when a signal means the end."""
+        if self.signals is not None:
+            self.signals.on_stop = stop
 
 
 class _FailedError(Exception):
-    """What keeps the command from its work, in words for a person."""
+    """What keeps the command from its work, in words for a person, and the exit status."""
+
+    def __init__(self, text: str, status: int = 1) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class _UsageError(Exception):
     """Flags that do not fit together, in words for a person."""
 
 
-def _on_stop_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)
-
-
-def _exit(*_: object) -> NoReturn:
-    _on_stop_signals(signal.SIG_IGN)  # one is enough
-    raise SystemExit(0)
-
-
-def _serve(flags: argparse.Namespace) -> int:
-    hangups = SimpleQueue[None]()  # an event, a handler that interrupts itself could lock for good
-    signal.signal(signal.SIGHUP, lambda *_: hangups.put(None))
+def _serve(flags: argparse.Namespace, surroundings: _Surroundings) -> int:
     shard = _shard(flags)
     if not flags.config_check:
-        return _run(flags.config_file, flags, shard=shard, hangups=hangups)
-    loaded, web_config = _load_both(flags.config_file, flags.web_config_file)
+        return _run(flags.config_file, flags, surroundings, shard=shard)
+    loaded, web_config = _load_both(flags.config_file, flags.web_config_file, refused=1)
     own = shards.part(loaded, shard)
-    for remark in config.warnings(own, total_shards=shard.total):
-        print(f"{flags.config_file}: warning: {remark}")
+    lines = [f"{flags.config_file}: warning: {remark}" for remark in config.warnings(own, total_shards=shard.total)]
     if web_config is not None:
-        for remark in web_config.current.warnings:
-            print(f"{flags.web_config_file}: warning: {remark}")
-        print(f"{flags.web_config_file}: valid")
+        lines += [f"{flags.web_config_file}: warning: {remark}" for remark in web_config.current.warnings]
+        lines.append(f"{flags.web_config_file}: valid")
     counted = f"workspaces: {len(loaded.workspaces)}, campaigns: {_campaigns(loaded)}"
     if shard.total > 1:
         counted += f", of which shard {shard.number} of {shard.total} has {_campaigns(own)}"
-    print(f"{flags.config_file}: valid; {counted}")
+    lines.append(f"{flags.config_file}: valid; {counted}")
+    _print_all(lines)
     return 0
 
 
@@ -119,23 +132,30 @@ def _campaigns(loaded: Config) -> int:
     return sum(len(workspace.campaigns) for workspace in loaded.workspaces)
 
 
-def _demo(flags: argparse.Namespace) -> int:
-    with (
-        Simulator(campaigns=CAMPAIGNS, api_key=SIMULATED_KEY, newest_day=flags.newest_day) as braze,
-        tempfile.TemporaryDirectory(prefix="braze-exporter-demo-") as folder,
-    ):
-        Path(folder, "api-key").write_text(SIMULATED_KEY, encoding="utf-8")
-        file = Path(folder, "config.yaml")
-        workspace = _configuration(braze, "api_key_file: api-key")
-        file.write_text(f"poll: {{interval: 5s, timeout: 5s}}\n{workspace}", encoding="utf-8")
+def _demo(flags: argparse.Namespace, surroundings: _Surroundings) -> int:
+    with contextlib.ExitStack() as stack:
+        braze = stack.enter_context(Simulator(campaigns=CAMPAIGNS, api_key=SIMULATED_KEY, newest_day=flags.newest_day))
+        key = _file_in_memory("api-key", SIMULATED_KEY)
+        workspace = _configuration(braze, f"api_key_file: {key}")
+        file = _file_in_memory("config.yaml", f"poll: {{interval: 5s, timeout: 5s}}\n{workspace}")
 
         def introduce(urls: Sequence[str]) -> None:
-            print(_DEMO.format(url=urls[0], path=flags.telemetry_path, braze=braze.url, file=file), flush=True)
+            introduction = _DEMO.format(url=urls[0], path=flags.telemetry_path, braze=braze.url, file=file)
+            Output(sys.stdout.fileno()).write(introduction)  # whether anybody reads it or not
 
-        return _run(file, flags, started=introduce)
+        status = _run(file, flags, surroundings, started=introduce)
+        stack.pop_all()  # the process ends: without its Braze a poll that is under way would fail, and be logged
+        return status
 
 
-def _simulate(flags: argparse.Namespace) -> int:
+def _file_in_memory(name: str, text: str) -> Path:
+    """Return a file that the process alone holds, and that is gone with it: there may be no folder to write to."""
+    descriptor = os.memfd_create(name)
+    os.write(descriptor, text.encode())
+    return Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+
+
+def _simulate(flags: argparse.Namespace, _: _Surroundings) -> int:
     braze = Simulator(
         seed=flags.seed,
         campaigns=flags.campaigns,
@@ -152,18 +172,18 @@ def _simulate(flags: argparse.Namespace) -> int:
         source = "api_key_env: BRAZE_API_KEY"
         if flags.api_key_file:
             source = f"api_key_file: {_quoted(str(flags.api_key_file.resolve()))}"
-        print(f"# A simulated Braze answers on {braze.url}. A configuration that polls it:")
+        lines = [f"# A simulated Braze answers on {braze.url}. A configuration that polls it:"]
         if not flags.api_key_file:
-            print(f"# (with BRAZE_API_KEY={SIMULATED_KEY} in the environment)")
-        print(_configuration(braze, source, flags.timezone), flush=True)
-        while True:  # until a signal; in short waits, as one that comes just before a wait does not end it
-            time.sleep(_GRACE)
+            lines.append(f"# (with BRAZE_API_KEY={SIMULATED_KEY} in the environment)")
+        with contextlib.suppress(OSError):  # it answers, whether anybody reads this or not
+            print(*lines, _configuration(braze, source, flags.timezone), sep="\n", flush=True)
+        while True:  # until a signal ends the process
+            time.sleep(3600)
     finally:
         braze.close()
 
 
-def _check(flags: argparse.Namespace) -> int:
-    _on_stop_signals(_give_up)
+def _check(flags: argparse.Namespace, _: _Surroundings) -> int:
     logging.getLogger().addHandler(logging.NullHandler())  # the report says it all
     try:
         loaded = config.load(flags.config_file, os.environ)
@@ -175,49 +195,54 @@ def _check(flags: argparse.Namespace) -> int:
             progress.clear()
     except ConfigError as error:
         if flags.json:
-            print(json.dumps({"ok": False, "problems": error.problems, "warnings": [], "workspaces": []}, indent=2))
+            _print_all([_json({"ok": False, "problems": error.problems, "warnings": [], "workspaces": []})])
         raise _FailedError(str(error)) from None
     report = check.as_json(checks, os.environ)
     if flags.json:
-        print(json.dumps({"problems": [], "warnings": config.warnings(loaded), **report}, indent=2))
+        _print_all([_json({"problems": [], "warnings": config.warnings(loaded), **report})])
     else:
-        for remark in config.warnings(loaded):
-            print(f"{flags.config_file}: warning: {remark}")
-        for line in check.lines(checks, os.environ):
-            print(line)
+        remarks = (f"{flags.config_file}: warning: {remark}" for remark in config.warnings(loaded))
+        _print_all([*remarks, *check.lines(checks, os.environ)])
     return 0 if report["ok"] else 1
 
 
-def _print(flags: argparse.Namespace) -> int:
-    _on_stop_signals(_give_up)
+def _json(report: dict[str, object]) -> str:
+    return json.dumps(report, indent=2)
+
+
+def _print(flags: argparse.Namespace, surroundings: _Surroundings) -> int:
     loaded = _load(flags.config_file)
     try:
         polls = Round(loaded, os.environ)
     except ConfigError as error:  # a key that was there a moment ago
         raise _FailedError(str(error)) from None
-    logs.configure(level=flags.log_level, form=flags.log_format, stream=sys.stderr, secrets=lambda: polls.secrets)
+    logs.configure(level=flags.log_level, form=flags.log_format, write=sys.stderr.write, secrets=lambda: polls.secrets)
     content = polls.run()
-    _on_stop_signals(signal.SIG_IGN)  # the rest takes no time
     troubles = polls.troubles()
     for trouble in troubles:
         print(trouble, file=sys.stderr)
+    if flags.output is None:
+        _write(content)
+        return 1 if troubles else 0
+    surroundings.on_stop(lambda: None)  # the rest takes no time, and no half of a file is left beside the old one
     try:
-        if flags.output is None:
-            sys.stdout.buffer.write(content)
-            sys.stdout.buffer.flush()
-        else:
-            replace_file(flags.output, content)
+        replace_file(flags.output, content)
     except OSError as error:
-        if flags.output is None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again at its end
-        raise _FailedError(f"{flags.output or 'stdout'}: cannot be written: {error.strerror}") from None
+        raise _FailedError(f"{flags.output}: cannot be written: {error.strerror}") from None
     return 1 if troubles else 0
 
 
-def _give_up(*_: object) -> NoReturn:
-    _on_stop_signals(signal.SIG_IGN)  # one is enough
-    print("stopped before all was asked", file=sys.stderr)
-    raise SystemExit(1)
+def _print_all(lines: Sequence[str]) -> None:
+    _write("".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
+
+
+def _write(content: bytes) -> None:
+    """Write to stdout, all of it; raises _FailedError where that cannot be."""
+    try:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise _FailedError(f"stdout: cannot be written: {error.strerror}") from None
 
 
 def _configuration(braze: Simulator, key_source: str, timezone: ZoneInfo | None = None) -> str:
@@ -252,8 +277,11 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _load_both(path: Path, web_path: Path | None) -> tuple[Config, Watched | None]:
-    """Read the configuration, and the web server's where there is one; what is wrong with both is told at once."""
+def _load_both(path: Path, web_path: Path | None, *, refused: int) -> tuple[Config, Watched | None]:
+    """Read the configuration, and the web server's where there is one.
+
+    Raises _FailedError with all problems of both, and with the status `refused`.
+    """
     problems: list[str] = []
     loaded, web_config = None, None
     try:
@@ -265,7 +293,7 @@ def _load_both(path: Path, web_path: Path | None) -> tuple[Config, Watched | Non
     except ConfigError as error:
         problems += error.problems
     if loaded is None or problems:
-        raise _FailedError("\n".join(problems))
+        raise _FailedError("\n".join(problems), refused)
     return loaded, web_config
 
 
@@ -279,17 +307,16 @@ def _load(path: Path) -> Config:
 def _run(
     file: Path,
     flags: argparse.Namespace,
+    surroundings: _Surroundings,
     *,
     shard: Shard = WHOLE,
-    hangups: SimpleQueue[None] | None = None,
     started: Callable[[Sequence[str]], None] = lambda _: None,
 ) -> int:
-    """Poll and serve until a signal, or until an exception that nobody expected; each of `hangups` is a reload."""
+    """Poll and serve until a signal, or until an exception that nobody expected; each SIGHUP is a reload."""
     _use_one_arena()
     gc.set_threshold(_GARBAGE)
     watched = WatchedFile(file)  # before it is read: no change in between is missed
-    whole, web_config = _load_both(file, flags.web_config_file)
-    loaded = shards.part(whole, shard)
+    whole, web_config = _load_both(file, flags.web_config_file, refused=_REFUSED)
     with contextlib.ExitStack() as stack:
         addresses = flags.listen_addresses or [flags.default_listen_address]
         sockets = [stack.enter_context(_listening(address, "--web.listen-address")) for address in addresses]
@@ -297,29 +324,41 @@ def _run(
             stack.enter_context(_listening(address, "--web.health.listen-address"))
             for address in flags.health_addresses or ()
         ]
+        servers = 1 + bool(probes)
+        try:
+            loaded, connections, remarks = _within_open_files(shards.part(whole, shard), servers, flags.max_connections)
+        except TooFewOpenFilesError as error:
+            raise _FailedError(str(error)) from None
         process = _Process(loaded, shard)
         poller = process.poller
-        logs.configure(level=flags.log_level, form=flags.log_format, stream=sys.stderr, secrets=lambda: poller.secrets)
-        configuration = Configuration(
-            loaded,
-            shard=shard,
-            read=lambda: shards.part(config.load(file, os.environ), shard),
-            apply=poller.apply,
-            wall=time.time,
+        errors = surroundings.errors
+        errors.notice = logs.configure(
+            level=flags.log_level, form=flags.log_format, write=errors.write, secrets=lambda: poller.secrets
         )
-        limits = Limits(
-            connections=flags.max_connections, header_timeout=flags.header_timeout, write_timeout=flags.write_timeout
-        ).within_open_files(servers=1 + bool(probes), reserved=_reserved(loaded))
+
+        def read() -> Config:
+            part = shards.part(config.load(file, os.environ), shard)
+            try:
+                fitting, _, remarks = _within_open_files(part, servers, connections, fewest=connections)
+            except TooFewOpenFilesError as error:
+                raise ConfigError([str(error)]) from None
+            for remark in remarks:
+                logger.warning(remark)
+            return fitting
+
+        configuration = Configuration(loaded, shard=shard, read=read, apply=poller.apply, wall=time.time)
+        limits = Limits(connections=connections, header_timeout=flags.header_timeout, write_timeout=flags.write_timeout)
         tls = web_config is not None and web_config.current.context is not None
         urls = [_url(listener, tls=tls) for listener in sockets]
         for url in urls:
             logger.info("listening", extra={"url": url, "version": __version__})
         for listener in probes:
             logger.info("listening for probes", extra={"url": _url(listener)})
-        for remark in web_config.current.warnings if web_config is not None else ():
+        for remark in (*remarks, *(web_config.current.warnings if web_config is not None else ())):
             logger.warning(remark)
         started(urls)
-        return asyncio.run(
+        # Not asyncio.run, which waits at its end for what still runs in threads.
+        return asyncio.new_event_loop().run_until_complete(
             process.run(
                 sockets,
                 probes,
@@ -327,7 +366,7 @@ def _run(
                 flags,
                 limits=limits,
                 web_config=web_config,
-                hangups=hangups,
+                surroundings=surroundings,
                 watched=watched,
             )
         )
@@ -342,9 +381,31 @@ def _use_one_arena() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
-def _reserved(loaded: Config) -> int:
-    """Return how many open files polling and all else may need."""
-    return _OPEN_FILES + len(loaded.workspaces) * loaded.poll.concurrency
+def _within_open_files(
+    loaded: Config, servers: int, connections: int, *, fewest: int = open_files.FEWEST_CONNECTIONS
+) -> tuple[Config, int, list[str]]:
+    """Return the configuration and the connections of each server as open files allow, and what is less than wanted.
+
+    Raises TooFewOpenFilesError where they do not allow the `fewest` connections and polls.
+    """
+    wishes = {
+        "servers": servers,
+        "connections": connections,
+        "workspaces": len(loaded.workspaces),
+        "concurrency": loaded.poll.concurrency,
+    }
+    limit = open_files.raised_limit(open_files.wanted(**wishes))
+    shares = open_files.share(limit, **wishes, fewest=fewest)
+    remarks = [
+        f"{name} is {allowed} instead of {wanted}, as the limit on open files is {limit}"
+        for name, wanted, allowed in (
+            ("poll.concurrency", loaded.poll.concurrency, shares.concurrency),
+            ("--web.max-connections", connections, shares.connections),
+        )
+        if allowed < wanted
+    ]
+    poll = loaded.poll.model_copy(update={"concurrency": shares.concurrency})
+    return loaded.model_copy(update={"poll": poll}), shares.connections, remarks
 
 
 class _Process:
@@ -377,12 +438,13 @@ class _Process:
         *,
         limits: Limits,
         web_config: Watched | None,
-        hangups: SimpleQueue[None] | None,
+        surroundings: _Surroundings,
         watched: WatchedFile,
     ) -> int:
         """Serve until stopped; return the exit status."""
         self._loop = asyncio.get_running_loop()
-        _on_stop_signals(self._stop)  # not the loop's own way, which would bring the default back when it closes
+        surroundings.on_stop(self._end)
+        threading.excepthook = lambda crash: self._fail(crash.exc_value or RuntimeError("a thread ended"))
         application = web.application(
             self.poller,
             self._exposition,
@@ -391,6 +453,7 @@ class _Process:
             web_config=web_config,
             telemetry_path=flags.telemetry_path,
             lifecycle=flags.enable_lifecycle,
+            log_lines_dropped=lambda: surroundings.errors.dropped,
         )
         servers = self._servers(application, limits, web_config)
         for each, listeners in zip(servers, (sockets, probes), strict=True):
@@ -398,15 +461,16 @@ class _Process:
         self.poller.start()
         self._ready.start()
         following = asyncio.create_task(self._follow(web_config))
-        if hangups is not None:
+        if surroundings.signals is not None:
             threading.Thread(
                 target=self._reload,
-                args=(hangups, configuration, watched, flags.auto_reload_interval),
+                args=(surroundings.signals.hangups, configuration, watched, flags.auto_reload_interval),
                 name="reload",
                 daemon=True,
             ).start()
+        systemd.notify(systemd.READY, os.environ)
         await self._stopped.wait()
-        _on_stop_signals(signal.SIG_IGN)  # one is enough
+        systemd.notify(systemd.STOPPING, os.environ)
         logger.info("stopping")
         self.poller.stop()
         self._ready.stop()
@@ -461,8 +525,14 @@ class _Process:
         self._status = 1
         self._stop()
 
-    def _stop(self, *_: object) -> None:
-        """Let `run` return; from any thread or as the handler of a signal, and any number of times."""
+    def _end(self) -> None:
+        """End the process within a second, in the thread that received a signal."""
+        self._stop()
+        time.sleep(_STOPPING)  # meanwhile `run` returns and the process ends, unless something hangs
+        os._exit(self._status)
+
+    def _stop(self) -> None:
+        """Let `run` return; from any thread, and any number of times."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # closed already
                 self._loop.call_soon_threadsafe(self._stopped.set)
@@ -491,7 +561,7 @@ def _url(listener: socket.socket, *, tls: bool = False) -> str:
 
 _OPEN = WebConfig()
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace, _Surroundings], int]] = {
     "": _serve,
     "demo": _demo,
     "simulate": _simulate,
@@ -507,4 +577,5 @@ A simulated Braze answers on {braze}, and the exporter polls it every five secon
   configuration of this demo
                {file}
 
-Ctrl-C stops both."""
+Ctrl-C stops both.
+"""

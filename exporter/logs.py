@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+logger = logging.getLogger(__name__)
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("logfmt", "json")
@@ -23,13 +26,57 @@ _QUIET = {
 }
 
 
-def configure(*, level: str, form: str, stream: TextIO, secrets: Callable[[], Iterable[str]]) -> None:
-    """Send all logging of the process to a stream; what `secrets` returns at that moment is replaced in every value."""
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(Formatter(form, secrets))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+def configure(
+    *, level: str, form: str, write: Callable[[str], object], secrets: Callable[[], Iterable[str]]
+) -> Callable[[int], str]:
+    """Send all logging of the process to `write`, which gets a line with each call.
+
+    So are warnings and the exceptions of destructors, which Python would write to stderr as they are. What `secrets`
+    returns at that moment is replaced in every value. Return what makes a line of the number of lines that were
+    dropped, whatever the level.
+    """
+    formatter = Formatter(form, secrets)
+    logging.basicConfig(level=level.upper(), handlers=[_Handler(formatter, write)], force=True)
+    logging.captureWarnings(capture=True)
+    sys.unraisablehook = _log_unraisable
     for name, quiet in _QUIET.items():
         logging.getLogger(name).setLevel(quiet)
+
+    def notice(lines: int) -> str:
+        fields = {"msg": "log lines were dropped because they could not be written", "levelname": "WARNING"}
+        return formatter.format(logging.makeLogRecord({**fields, "levelno": logging.WARNING, "lines": lines})) + "\n"
+
+    return notice
+
+
+def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    error = unraisable.exc_value or unraisable.exc_type()
+    logger.error("an exception was ignored", exc_info=error)
+
+
+class _Handler(logging.Handler):
+    """Formats a record in the thread that logs it, under no lock, and writes the line."""
+
+    def __init__(self, formatter: logging.Formatter, write: Callable[[str], object]) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._write = write
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Write a record; one that cannot be formatted is a line, too, and never an exception where it was logged."""
+        try:
+            line = self.format(record)
+        except Exception as error:  # noqa: BLE001 - whatever a value's text raises
+            line = self.format(_unformatted(record, error))
+        self._write(f"{line}\n")
+        return True
+
+
+def _unformatted(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
+    """Return a record of where a record came from that cannot be formatted."""
+    where = f"{record.name}:{record.lineno}"
+    fields = {"msg": "a log line cannot be formatted", "logger": where, "error": type(error).__name__}
+    return logging.makeLogRecord({"levelname": "ERROR", "levelno": logging.ERROR, **fields})
 
 
 class Formatter(logging.Formatter):

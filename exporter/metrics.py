@@ -204,6 +204,11 @@ WEB_CONFIG_SUCCESSFUL = _own(
 SERIES = _own("braze_exporter_series", "Samples shown of Braze's numbers")
 SHARD = _own("braze_exporter_shard", "Which shard of the campaigns is polled, counted from 0")
 TOTAL_SHARDS = _own("braze_exporter_total_shards", "Shards that the campaigns are split into")
+LOG_LINES_DROPPED = _own(
+    "braze_exporter_log_lines_dropped_total",
+    "Lines of the log that were dropped because nobody read them or they could not be written",
+    type="counter",
+)
 
 DAY_FAMILIES: tuple[Family, ...] = tuple(
     family
@@ -235,6 +240,7 @@ OWN_FAMILIES: tuple[Family, ...] = (
     SERIES,
     SHARD,
     TOTAL_SHARDS,
+    LOG_LINES_DROPPED,
 )
 """Workspaces, their APIs and the exporter itself: read at each scrape."""
 
@@ -290,6 +296,7 @@ def exporter_rows(
     series: int,
     shard: Shard = WHOLE,
     web_config_successful: bool | None = None,
+    log_lines_dropped: int = 0,
 ) -> Iterator[Row]:
     """Yield what the exporter says of itself; `web_config_successful` is None where there is no web configuration."""
     yield Row((), (("python_version", python_version), ("version", version)), (_sample(BUILD_INFO, 1),))
@@ -299,6 +306,7 @@ def exporter_rows(
         _sample(SERIES, series),
         _sample(SHARD, shard.number),
         _sample(TOTAL_SHARDS, shard.total),
+        _sample(LOG_LINES_DROPPED, log_lines_dropped),
     )
     yield Row((), (), samples)
     if web_config_successful is not None:

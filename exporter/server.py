@@ -12,12 +12,11 @@ import contextlib
 import errno
 import logging
 import re
-import resource
 import socket
 import sys
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -61,27 +60,6 @@ class Limits:
     connections: int = 1000
     header_timeout: float = 10
     write_timeout: float = 60
-
-    def within_open_files(self, *, servers: int, reserved: int) -> Limits:
-        """Raise the limit on open files as far as needed and possible; return what it then leaves to each server.
-
-        `reserved` is for all else that the process opens; it gives way to half of what there is.
-        """
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        needed = servers * self.connections + reserved
-        if soft == resource.RLIM_INFINITY:
-            return self
-        if soft < needed:
-            soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        room = (soft - min(reserved, soft // 2)) // servers
-        if room >= self.connections:
-            return self
-        logger.warning(
-            "fewer connections than --web.max-connections: the limit on open files is too low",
-            extra={"open_files": soft, "connections": room},
-        )
-        return replace(self, connections=max(room, 1))
 
 
 def listen(host: str, port: int) -> socket.socket:

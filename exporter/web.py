@@ -59,9 +59,10 @@ def application(
     web_config: Watched | None = None,
     telemetry_path: str,
     lifecycle: bool,
+    log_lines_dropped: Callable[[], int],
 ) -> ASGIApp:
     """Return the ASGI application; `lifecycle` allows reloads over HTTP."""
-    scrape = _Scrape(poller, exposition, ready, configuration, web_config)
+    scrape = _Scrape(poller, exposition, ready, configuration, web_config, log_lines_dropped)
     reloading = asyncio.Lock()  # who waits for another's reload holds no thread that scrapes need
 
     def overview() -> str:
@@ -150,12 +151,14 @@ class _Scrape:
         ready: Ready,
         configuration: Configuration,
         web_config: Watched | None,
+        log_lines_dropped: Callable[[], int],
     ) -> None:
         self._poller = poller
         self._exposition = exposition
         self._ready = ready
         self._configuration = configuration
         self._web_config = web_config
+        self._log_lines_dropped = log_lines_dropped
         self._making = {
             encoding: _Together(partial(ready.make, encoding))
             for encoding in (Encoding(form, gzip) for form in Format for gzip in (False, True))
@@ -196,6 +199,7 @@ class _Scrape:
                 series=self._exposition.series,
                 shard=self._configuration.shard,
                 web_config_successful=None if self._web_config is None else self._web_config.successful,
+                log_lines_dropped=self._log_lines_dropped(),
             ),
         )
         metrics = chain.from_iterable(collector.collect() for collector in self._collectors)

@@ -1,6 +1,5 @@
 """Commands of the exporter that end by themselves, run in this process."""
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -19,9 +18,7 @@ class Run(Protocol):
 
 @contextmanager
 def commands(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Yield what runs commands; the handlers of signals, which they set, are put back."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    handlers = [signal.getsignal(number) for number in numbers]
+    """Yield what runs commands."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         try:
@@ -32,5 +29,3 @@ def commands(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
         return status, *capfd.readouterr()
 
     yield run
-    for number, handler in zip(numbers, handlers, strict=True):
-        signal.signal(number, handler)

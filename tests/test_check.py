@@ -393,4 +393,4 @@ def test_an_interruption(braze: Simulator, tmp_path: Path, number: int) -> None:
         process.send_signal(number)
         output, errors = process.communicate(timeout=10)
 
-    assert (process.returncode, output, errors) == (1, b"", b"stopped before all was asked\n")
+    assert (process.returncode, output, errors) == (1, b"", b"interrupted before all was done\n")

@@ -2,12 +2,13 @@
 
 import os
 import re
-import resource
 import signal
 import socket
+import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,10 +18,21 @@ from exporter import logs
 from exporter.simulator import Drip, Fault, Hang, Latency, Simulator, Status
 from tests.commands import Run, commands
 from tests.exporters import COMMAND, KEY, Exporter, ask, config_check, configure, running_exporter
-from tests.servers import Program, eventually, running
+from tests.servers import ROOT, Program, eventually, running
 
 STOPPING = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 CAMPAIGN = "3bbc4555-8fa0-4c9b-a5c0-4505edf3e064"
+# A library that fails in one thread.
+_BROKEN = """
+import threading
+import zlib
+from zlib import *
+
+def compressobj(**settings):
+    if threading.current_thread().name == "ready":
+        raise SystemError("broken")
+    return zlib.compressobj(**settings)
+"""
 
 
 @pytest.fixture
@@ -30,25 +42,28 @@ def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
         yield run
 
 
-@pytest.mark.parametrize("flags", [(), ("--config.check",)])
-def test_missing_file(flags: tuple[str, ...], tmp_path: Path, run: Run) -> None:
-    """A configuration file that is not there is one line and status 1."""
+REFUSED = pytest.mark.parametrize(("flags", "refused"), [((), 78), (("--config.check",), 1)])
+
+
+@REFUSED
+def test_missing_file(flags: tuple[str, ...], refused: int, tmp_path: Path, run: Run) -> None:
+    """A configuration file that is not there is one line; status 1 says so after a check, 78 to a service manager."""
     file = tmp_path / "none.yaml"
 
     status, output, errors = run(f"--config.file={file}", *flags)
 
-    assert (status, output) == (1, "")
+    assert (status, output) == (refused, "")
     assert errors == f"{file}: expected a file that can be read, got 'No such file or directory'\n"
 
 
-@pytest.mark.parametrize("flags", [(), ("--config.check",)])
-def test_bad_file(flags: tuple[str, ...], tmp_path: Path, run: Run) -> None:
-    """A configuration with errors is all its problems, a line each, and status 1."""
+@REFUSED
+def test_bad_file(flags: tuple[str, ...], refused: int, tmp_path: Path, run: Run) -> None:
+    """A configuration with errors is all its problems, a line each, and the same status."""
     file = configure(tmp_path, "http://example.com", poll="interval: 5", names={"x": "y"})
 
     status, output, errors = run(f"--config.file={file}", *flags)
 
-    assert (status, output) == (1, "")
+    assert (status, output) == (refused, "")
     problems = errors.splitlines()
     assert len(problems) == 3
     assert all(problem.startswith(f"{file}:") for problem in problems)
@@ -91,10 +106,15 @@ def test_check_of_a_web_configuration(tmp_path: Path, run: Run) -> None:
         "",
     )
     web.write_text("rate_limit: {}", encoding="utf-8")
-    for flags in (check, check[1:]):
-        status, output, errors = run(f"--config.file={bad}", *flags)
-        assert (status, output) == (1, "")
-        assert [line.partition(":")[0] for line in errors.splitlines()] == [str(bad), str(web)]
+    for file, flags, refused, wrong in (
+        (bad, check, 1, [bad, web]),
+        (bad, check[1:], 78, [bad, web]),
+        (good, check, 1, [web]),
+        (good, check[1:], 78, [web]),
+    ):
+        status, output, errors = run(f"--config.file={file}", *flags)
+        assert (status, output) == (refused, "")
+        assert [line.partition(":")[0] for line in errors.splitlines()] == [*map(str, wrong)]
 
 
 @pytest.mark.server
@@ -193,8 +213,19 @@ def test_demo(newest_day: str, tmp_path: Path) -> None:
 
         assert len(campaigns(shown.samples("braze_message_"))) == 12
         assert shown.ask("/").ok
-        assert Path(shown.program.logged(r"^ +(/.*config\.yaml)$")[1]).is_file()
+        file = Path(shown.program.logged(r"^ +(/proc/.*)$")[1])
+        assert "name: simulated\n" in file.read_text(encoding="utf-8")
         assert "level=" not in shown.program.output()
+
+
+@pytest.mark.server
+def test_demo_on_a_read_only_system(tmp_path: Path) -> None:
+    """The demo needs no place to write to."""
+    if os.geteuid() != 0:
+        pytest.skip("expected root: only root can make a file system read-only")
+    read_only = 'for mount in $(awk "{ print \\$2 }" /proc/mounts); do mount -o remount,bind,ro "$mount" || true; done'
+    with demo(tmp_path, enter=("unshare", "--mount", "sh", "-euc", f'{read_only}; exec "$@"', "sh")) as shown:
+        eventually(shown.ready, what="a demo that is ready")
 
 
 @pytest.mark.server
@@ -254,7 +285,7 @@ def test_simulate_without_a_key(tmp_path: Path) -> None:
     ids=lambda fault: str(fault).partition("(")[0],
 )
 def test_stopping_during_polls(number: int, fault: Fault | None, tmp_path: Path) -> None:
-    """A signal ends the exporter within a second, with status 0 and without a complaint, whatever Braze does."""
+    """A signal ends the exporter, with status 0 and without a complaint, whatever Braze does."""
     with Simulator(api_key=KEY) as braze:
         if fault is not None:
             braze.misbehave(fault)
@@ -297,35 +328,16 @@ def test_stopping_with_an_open_connection(number: int, request_text: str, tmp_pa
 
 @pytest.mark.server
 @STOPPING
-def test_stopping_again(number: int, tmp_path: Path) -> None:
-    """Impatience changes nothing: signals that come while the exporter stops leave its status 0."""
-    with Simulator(api_key=KEY, campaigns=1) as braze, running_exporter(configure(tmp_path, braze)) as exporter:
-        process = exporter.program.process
-        process.send_signal(number)
-        exporter.program.logged("stopping")
-
-        while process.poll() is None:
-            process.send_signal(number)
-
-        assert process.returncode == 0
-        assert "Traceback" not in exporter.program.output()
-
-
-@pytest.mark.server
-@STOPPING
 def test_stopping_the_demo(number: int, tmp_path: Path) -> None:
-    """A signal ends the demo within a second with status 0, and nothing of it is left."""
+    """A signal ends the demo with status 0."""
     with demo(tmp_path) as shown:
-        file = Path(shown.program.logged(r"^ +(/.*config\.yaml)$")[1])
-
         assert stopped(shown.program, number) == 0
-        assert not file.parent.exists()
 
 
 @pytest.mark.server
 @STOPPING
 def test_stopping_simulate(number: int, tmp_path: Path) -> None:
-    """A signal ends the simulator within a second with status 0, clients or not."""
+    """A signal ends the simulator with status 0, clients or not."""
     with running((*COMMAND, "simulate", "--web.listen-address=127.0.0.1:0"), log=tmp_path / "log") as program:
         address = urlsplit(program.logged(r"endpoint: (\S+)\n")[1])
         with closing(socket.create_connection((str(address.hostname), address.port or 0))):
@@ -342,35 +354,177 @@ def test_stopping_before_the_server_is_up(number: int, tmp_path: Path) -> None:
         # Opening for writing succeeds once the exporter reads, which it does until this end is closed.
         descriptor = eventually(lambda: written(tmp_path / "fifo.yaml"), what="a reader of the configuration")
 
-        def ended() -> bool:
-            program.process.send_signal(number)  # again: one that comes just before a system call does not end it
-            return program.process.poll() is not None
-
-        eventually(ended, what="an end", timeout=1)
+        assert stopped(program, number) == 0
     os.close(descriptor)
 
-    assert program.process.returncode == 0
     assert not program.output()
 
 
 @pytest.mark.server
-def test_an_unexpected_exception_ends_the_process(tmp_path: Path) -> None:
-    """A polling thread that ends by what nobody foresaw, here no memory for a thread, ends the exporter, status 1."""
-    with Simulator(api_key=KEY, campaigns=100) as braze:
-        file = configure(tmp_path, braze, poll="interval: 1s, timeout: 20s, stale_after: 1m, concurrency: 100")
-        with running_exporter(file) as exporter:
-            process = exporter.program.process
-            eventually(lambda: len(braze.requests) > 200, what="polls")
-            room = memory(process.pid) + 4 * 2**20  # less than a thread's stack needs
-            resource.prlimit(process.pid, resource.RLIMIT_AS, (room, room))
-            braze.misbehave(Hang())  # each thread waits for its answer, and the next campaign needs one more
+@STOPPING
+@pytest.mark.parametrize("what", ["configuration", "web configuration", "both"])
+def test_stopping_while_a_file_hangs(what: str, number: int, tmp_path: Path) -> None:
+    """A reload that waits for a file, as on a network volume that is gone, does not hold the exporter."""
+    web = tmp_path / "web.yml"
+    web.write_text("http_server_config: {}\n", encoding="utf-8")
+    with Simulator(api_key=KEY, campaigns=1) as braze:
+        file = configure(tmp_path, braze)
+        with running_exporter(file, f"--web.config.file={web}") as exporter:
+            pipes = [
+                path for path, name in ((file, "configuration"), (web, "web configuration")) if what in {name, "both"}
+            ]
+            for path in pipes:
+                os.mkfifo(tmp_path / "fifo")
+                (tmp_path / "fifo").replace(path)
+            exporter.program.process.send_signal(signal.SIGHUP)
+            descriptors = [eventually(partial(written, path), what=f"a reader of {path}") for path in pipes]
 
-            status = process.wait(timeout=20)
+            assert stopped(exporter.program, number) == 0
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+@pytest.mark.server
+@STOPPING
+@pytest.mark.parametrize("other", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_signals_while_the_exporter_stops(number: int, other: int, tmp_path: Path) -> None:
+    """A signal that comes while answers that nobody reads hold up the end changes nothing, SIGHUP neither."""
+    with (
+        Simulator(api_key=KEY, campaigns=100) as braze,
+        running_exporter(configure(tmp_path, braze)) as exporter,
+        closing(connect(exporter)) as client,
+    ):
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 40)
+        assert exporter.ask("/-/healthy").ok
+        process = exporter.program.process
+        process.send_signal(number)
+        exporter.program.logged("stopping")
+        while process.poll() is None:
+            process.send_signal(other)
+
+    assert process.returncode == 0
+    assert not re.search("level=error|Traceback|reloaded", exporter.program.output())
+
+
+@pytest.mark.alone
+@STOPPING
+@pytest.mark.parametrize("state", ["at rest", "polls and clients that hang", "a log that nobody reads"])
+def test_stopping_takes_a_second(state: str, number: int, tmp_path: Path) -> None:
+    """A signal ends the exporter within a second, whatever hangs."""
+    with Simulator(api_key=KEY, campaigns=100) as braze, ExitStack() as stack:
+        if state == "a log that nobody reads":
+            process, _, _ = stack.enter_context(unread(braze, tmp_path))
+        else:
+            exporter = stack.enter_context(
+                running_exporter(configure(tmp_path, braze, poll="interval: 1s, timeout: 1m, stale_after: 2m"))
+            )
+            process = exporter.program.process
+        if state == "polls and clients that hang":
+            braze.misbehave(Hang())
+            client = stack.enter_context(closing(connect(exporter)))
+            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 40)
+            polled = len(braze.requests)
+            eventually(lambda: len(braze.requests) > polled, what="polls that hang")
+        began = time.monotonic()
+        process.send_signal(number)
+
+        assert process.wait(timeout=20) == 0
+        assert time.monotonic() - began < 1.1  # a tenth is the system's
+
+
+@pytest.mark.server
+def test_a_log_that_nobody_reads(tmp_path: Path) -> None:
+    """Polls, scrapes and probes go on while nobody reads the log; what is dropped is counted, and told to who reads."""
+    with Simulator(api_key=KEY, campaigns=100) as braze, unread(braze, tmp_path) as (process, log, exporter):
+        assert exporter.ask("/-/healthy").ok
+        braze.behave()
+        up = exporter.samples("braze_campaign_up")
+        eventually(lambda: {*exporter.samples("braze_campaign_up").values()} == {"1.0"}, what="successful polls")
+        assert len(up) == 100
+
+        parts: list[bytes] = []
+        os.set_blocking(log, False)
+
+        def told() -> re.Match[bytes] | None:
+            with suppress(BlockingIOError):
+                while True:
+                    parts.append(os.read(log, 1 << 20))
+            return re.search(rb"^time=\S+ level=warning msg=(.*) lines=(\d+)$", b"".join(parts), re.MULTILINE)
+
+        notice = eventually(told, what="a line that says how many were dropped")
+        assert notice
+        assert notice[1] == b'"log lines were dropped because they could not be written"'
+        assert 0 < int(notice[2]) <= dropped(exporter)
+        assert process.poll() is None
+
+
+@pytest.mark.server
+@STOPPING
+def test_stopping_with_a_log_that_nobody_reads(number: int, tmp_path: Path) -> None:
+    """A signal ends the exporter with status 0 while its log waits for a reader."""
+    with Simulator(api_key=KEY, campaigns=100) as braze, unread(braze, tmp_path) as (process, _, _):
+        process.send_signal(number)
+
+        assert process.wait(timeout=20) == 0
+
+
+@pytest.mark.server
+def test_a_crash_with_a_log_that_nobody_reads(tmp_path: Path) -> None:
+    """An unexpected exception ends the exporter with status 1 while its log waits for a reader."""
+    with (
+        Simulator(api_key=KEY, campaigns=100) as braze,
+        unread(braze, tmp_path, environment=broken_library(tmp_path)) as (process, _, exporter),
+    ):
+        assert exporter.ask(Accept_Encoding="gzip").ok
+
+        assert process.wait(timeout=20) == 1
+
+
+@pytest.mark.server
+def test_a_refused_configuration_that_nobody_reads_of(tmp_path: Path) -> None:
+    """An exporter that cannot start ends with its status, even where nobody reads why."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    with subprocess.Popen([*COMMAND, f"--config.file={tmp_path / 'none'}"], cwd=ROOT, stderr=writer) as process:
+        os.close(writer)
+
+        assert process.wait(timeout=20) == 78
+    os.close(reader)
+
+
+@pytest.mark.server
+def test_the_end_of_the_log_is_written(tmp_path: Path) -> None:
+    """What is logged at the end arrives, all of it."""
+    with Simulator(api_key=KEY, campaigns=1) as braze, running_exporter(configure(tmp_path, braze)) as exporter:
+        assert stopped(exporter.program, signal.SIGTERM) == 0
+
+    assert exporter.program.output().endswith(" level=info msg=stopping\n")
+
+
+@pytest.mark.server
+def test_an_unexpected_exception_ends_the_process(tmp_path: Path) -> None:
+    """A thread that ends by what nobody foresaw, here a broken library, ends the exporter, status 1."""
+    with Simulator(api_key=KEY, campaigns=1) as braze:
+        command = [*COMMAND, f"--config.file={configure(tmp_path, braze, poll='interval: 1s, timeout: 1s')}"]
+        with running(
+            [*command, "--web.listen-address=127.0.0.1:0"],
+            log=tmp_path / "log",
+            environment=broken_library(tmp_path),
+        ) as program:
+            exporter = Exporter(program, program.logged(r"\burl=(\S+)")[1])
+            eventually(exporter.ready, what="an exporter that is ready")
+            assert exporter.ask(Accept_Encoding="gzip").ok  # from now on its thread compresses
+
+            status = program.process.wait(timeout=20)
 
     assert status == 1
-    assert 'level=error msg="an unexpected exception ends the process"' in exporter.program.output()
-    assert "Traceback (most recent call last)" in exporter.program.output()
-    assert KEY not in exporter.program.output()
+    assert 'level=error msg="an unexpected exception ends the process"' in program.output()
+    assert "Traceback (most recent call last)" in program.output()
+    assert KEY not in program.output()
 
 
 @pytest.mark.server
@@ -435,17 +589,17 @@ def test_the_key_is_nowhere(fault: Fault, tmp_path: Path) -> None:
 
 
 @contextmanager
-def demo(folder: Path, *flags: str) -> Iterator[Exporter]:
-    """Run the demo; it has printed where to look when the context starts."""
-    command = (*COMMAND, "demo", "--web.listen-address=127.0.0.1:0", *flags)
+def demo(folder: Path, *flags: str, enter: Sequence[str] = ()) -> Iterator[Exporter]:
+    """Run the demo, by the command `enter` if any; it has printed where to look when the context starts."""
+    command = (*enter, *COMMAND, "demo", "--web.listen-address=127.0.0.1:0", *flags)
     with running(command, log=folder / "demo.log") as program:
         yield Exporter(program, program.logged(r"^ +overview +(http://127\.0\.0\.1:\d+)/$")[1])
 
 
 def stopped(program: Program, number: int) -> int:
-    """Send a signal, and return the exit status; more than a second is too long."""
+    """Send a signal, and return the exit status."""
     program.process.send_signal(number)
-    return program.process.wait(timeout=1)
+    return program.process.wait(timeout=20)
 
 
 def campaigns(samples: dict[str, str]) -> set[str]:
@@ -462,9 +616,49 @@ def connect(exporter: Exporter) -> socket.socket:
     return client
 
 
-def memory(process: int) -> int:
-    """Return the size of a process's address space in bytes."""
-    return int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+def broken_library(folder: Path) -> dict[str, str]:
+    """Return the environment of an exporter with a library that raises what nobody expects in one of its threads."""
+    library = folder / "isal/isal_zlib.py"
+    library.parent.mkdir()
+    library.write_text(_BROKEN, encoding="utf-8")
+    (library.parent / "__init__.py").touch()
+    return {"PYTHONPATH": str(folder)}
+
+
+@contextmanager
+def unread(
+    braze: Simulator, folder: Path, *, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], int, Exporter]]:
+    """Run an exporter whose polls fail and whose log nobody reads any more; its queue is full.
+
+    Yield the process, the end of the log's pipe that nobody reads, and the exporter.
+    """
+    braze.misbehave(Status(400))
+    names = {campaign.id: "x" * 20_000 for campaign in braze.campaigns}
+    file = configure(folder, braze, poll="interval: 1s, timeout: 1s, stale_after: 1m", names=names)
+    reader, writer = os.pipe()
+    command = [*COMMAND, f"--config.file={file}", "--web.listen-address=127.0.0.1:0", "--log.level=debug"]
+    added = {**os.environ, **(environment or {})}
+    with subprocess.Popen(command, cwd=ROOT, env=added, stdin=subprocess.DEVNULL, stderr=writer) as process:
+        os.close(writer)
+        try:
+            url = re.search(rb"url=(\S+)", os.read(reader, 4096))
+            assert url
+            exporter = Exporter(Program(process, folder / "none"), url[1].decode())
+            eventually(lambda: dropped(exporter) > 0, what="dropped lines", timeout=60)
+            yield process, reader, exporter
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=10)
+            finally:
+                process.kill()
+                os.close(reader)
+
+
+def dropped(exporter: Exporter) -> int:
+    """Return how many lines of its log an exporter has dropped."""
+    return int(float(exporter.samples("braze_exporter_log_lines_")["braze_exporter_log_lines_dropped_total"]))
 
 
 def has_ipv6() -> bool:

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterator
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from exporter import __version__
+from exporter.flags import flag_parser
 from tests.commands import Run, commands
 
 
@@ -78,6 +80,13 @@ def test_help(run: Run) -> None:
         ("--web.max-connections=0", "expected a number from 1 to 100000, got '0'"),
         ("--web.max-connections=many", "got 'many'"),
         ("--web.header-timeout=10", "expected a duration from 100ms to 1h such as 10s, got '10'"),
+        ("--web.header-timeout=99ms", "got '99ms'"),
+        ("--web.write-timeout=1h1ms", "got '1h1ms'"),
+        ("--web.max-connections=100001", "got '100001'"),
+        ("--web.max-connections=1000000000", "got '1000000000'"),
+        ("--config.auto-reload-interval=30", "expected a duration from 1s to 24h such as 30s, got '30'"),
+        ("--config.auto-reload-interval=999ms", "got '999ms'"),
+        ("--config.auto-reload-interval=24h1ms", "got '24h1ms'"),
         ("--web.header-timeout=0s", "got '0s'"),
         ("--web.write-timeout=2h", "got '2h'"),
         ("--web.write-timeout=", "got ''"),
@@ -85,6 +94,7 @@ def test_help(run: Run) -> None:
         ("--shard=4 --total-shards=4 --config.check", "which is 4, got 4"),
         ("--shard=-1 --total-shards=2", "expected a number from 0 to 1023, got '-1'"),
         ("--shard=first", "got 'first'"),
+        ("--shard=1024 --total-shards=1024", "got '1024'"),
         ("--shard=٣ --total-shards=4", "got '٣'"),
         ("--total-shards=0", "expected a number from 1 to 1024, got '0'"),
         ("--total-shards=1025", "got '1025'"),
@@ -98,6 +108,7 @@ def test_help(run: Run) -> None:
         ("simulate --web.listen-address=0.0.0.0:1", "got '0.0.0.0:1'"),
         ("simulate --campaigns=0", "expected a number from 1 to 100000, got '0'"),
         ("simulate --campaigns=many", "got 'many'"),
+        ("simulate --campaigns=100001", "got '100001'"),
         ("simulate --seed=x", "invalid int value: 'x'"),
         ("simulate --timezone=Mars/Olympus", "expected an IANA time zone such as Europe/Berlin, got 'Mars/Olympus'"),
         ("simulate --timezone=../etc", "got '../etc'"),
@@ -111,6 +122,52 @@ def test_wrong_usage(arguments: str, expected: str, run: Run) -> None:
     assert (status, output) == (2, "")
     assert errors.startswith("usage: braze-exporter")
     assert expected in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "expected"),
+    [
+        ("--web.listen-address=:0 --web.listen-address=[::1]:65535", "listen_addresses", [("", 0), ("::1", 65535)]),
+        ("--web.listen-address=10.0.0.1:10105", "listen_addresses", [("10.0.0.1", 10105)]),
+        ("--web.health.listen-address=:1 --web.health.listen-address=a.b:2", "health_addresses", [("", 1), ("a.b", 2)]),
+        ("", "listen_addresses", None),
+        ("", "health_addresses", None),
+        ("", "default_listen_address", ("", 10105)),
+        ("demo", "default_listen_address", ("127.0.0.1", 10105)),
+        ("demo --web.listen-address=LocalHost:1", "listen_addresses", [("127.0.0.1", 1)]),
+        ("simulate", "listen_address", ("127.0.0.1", 10106)),
+        ("simulate --web.listen-address=[::1]:1", "listen_address", ("::1", 1)),
+        ("--web.max-connections=1", "max_connections", 1),
+        ("--web.max-connections=100000", "max_connections", 100_000),
+        ("--web.header-timeout=100ms", "header_timeout", 0.1),
+        ("--web.write-timeout=1h", "write_timeout", 3600),
+        ("", "header_timeout", 10),
+        ("", "write_timeout", 60),
+        ("demo", "max_connections", 1000),
+        ("demo", "enable_lifecycle", False),
+        ("demo", "auto_reload_interval", None),
+        ("--config.auto-reload-interval=1s", "auto_reload_interval", 1),
+        ("--config.auto-reload-interval=24h", "auto_reload_interval", 86_400),
+        ("", "auto_reload_interval", None),
+        ("", "enable_lifecycle", False),
+        ("--web.enable-lifecycle", "enable_lifecycle", True),
+        ("--web.telemetry-path=/", "telemetry_path", "/"),
+        ("--web.telemetry-path=/a/~b_c.d-e", "telemetry_path", "/a/~b_c.d-e"),
+        ("--shard=1023 --total-shards=1024", "shard", 1023),
+        ("--total-shards=1024", "total_shards", 1024),
+        ("simulate --campaigns=100000", "campaigns", 100_000),
+        ("simulate --seed=-7", "seed", -7),
+        ("simulate --timezone=Asia/Kolkata", "timezone", ZoneInfo("Asia/Kolkata")),
+        ("demo", "log_level", "warning"),
+        ("print", "log_level", "error"),
+        ("", "config_check", False),
+    ],
+)
+def test_values(arguments: str, name: str, expected: object) -> None:
+    """Each flag takes what it can at the most, and has its default without it."""
+    command, *flags = arguments.split(" ") if not arguments.startswith("-") else ["", *arguments.split(" ")]
+
+    assert getattr(flag_parser(command).parse_args(flags), name) == expected
 
 
 def test_empty_argument(run: Run) -> None:

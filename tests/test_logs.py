@@ -5,6 +5,8 @@ import json
 import logging
 import re
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -21,10 +23,12 @@ FORMATS = pytest.mark.parametrize("form", logs.FORMATS)
 def root() -> Iterator[logging.Logger]:
     """The root logger, whose handlers and level are put back, and so are those of quiet loggers."""
     root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
+    level, handlers, hook = root.level, root.handlers[:], sys.unraisablehook
     quiet = {name: logging.getLogger(name).level for name in ("urllib3", "uvicorn", "asyncio")}
     root.handlers[:] = []  # what pytest put there is not to be closed
     yield root
+    logging.captureWarnings(capture=False)
+    sys.unraisablehook = hook
     root.handlers[:] = handlers
     root.setLevel(level)
     for name, its_level in quiet.items():
@@ -146,7 +150,7 @@ def test_secrets_are_asked_for_with_each_line() -> None:
 def test_levels(level: str, shown: list[str], root: logging.Logger) -> None:
     """Records of the level and above are written."""
     stream = io.StringIO()
-    logs.configure(level=level, form="logfmt", stream=stream, secrets=lambda: ())
+    logs.configure(level=level, form="logfmt", write=stream.write, secrets=lambda: ())
 
     for each in logs.LEVELS:
         root.log(logging.getLevelNamesMapping()[each.upper()], each)
@@ -171,11 +175,119 @@ def test_levels(level: str, shown: list[str], root: logging.Logger) -> None:
 def test_libraries_are_quiet(name: str, level: int, shown: bool) -> None:  # noqa: FBT001 - a parameter of the test
     """Even when debugging, libraries say only what a person needs: URLs and headers are not among it."""
     stream = io.StringIO()
-    logs.configure(level="debug", form="logfmt", stream=stream, secrets=lambda: ())
+    logs.configure(level="debug", form="logfmt", write=stream.write, secrets=lambda: ())
 
     logging.getLogger(name).log(level, "words")
 
     assert bool(stream.getvalue()) == shown
+
+
+@FORMATS
+@pytest.mark.usefixtures("root")
+def test_the_line_of_dropped_lines(form: str) -> None:
+    """How many lines were dropped is said at every level, in a line like all others."""
+    stream = io.StringIO()
+    notice = logs.configure(level="error", form=form, write=stream.write, secrets=lambda: ("written",))
+
+    fields = read(form, notice(1234).removesuffix("\n"))
+
+    assert list(fields) == ["time", "level", "msg", "lines"]
+    assert fields["level"] == "warning"
+    assert fields["msg"] == "log lines were dropped because they could not be <secret>"
+    assert fields["lines"] == "1234"
+
+
+@FORMATS
+def test_a_record_that_cannot_be_formatted(form: str, root: logging.Logger) -> None:
+    """It is a line that says where it was logged, without its values, and no exception for who logged it."""
+    stream = io.StringIO()
+    logs.configure(level="info", form=form, write=stream.write, secrets=lambda: ())
+
+    root.info("%d campaigns", "no number")
+    root.info("event", extra={"value": Untold()})
+
+    lines = [read(form, line) for line in stream.getvalue().splitlines()]
+    assert [line["error"] for line in lines] == ["TypeError", "ZeroDivisionError"]
+    assert {(line["level"], line["msg"]) for line in lines} == {("error", "a log line cannot be formatted")}
+    assert all(re.fullmatch(r"root:\d+", line["logger"]) for line in lines)
+
+
+@pytest.mark.usefixtures("root")
+def test_warnings_are_lines() -> None:
+    """A warning of Python's own is logged, and not written to stderr."""
+    stream = io.StringIO()
+    logs.configure(level="warning", form="logfmt", write=stream.write, secrets=lambda: (KEY,))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn(f"it is {KEY}", RuntimeWarning, stacklevel=1)
+
+    (line,) = stream.getvalue().splitlines()
+    assert "RuntimeWarning: it is <secret>" in read("logfmt", line)["msg"]
+
+
+@pytest.mark.usefixtures("root")
+def test_exceptions_of_destructors_are_lines() -> None:
+    """An exception that Python can raise nowhere is logged, and not written to stderr."""
+    stream = io.StringIO()
+    logs.configure(level="error", form="logfmt", write=stream.write, secrets=lambda: (KEY,))
+
+    Dying()
+
+    (line,) = stream.getvalue().splitlines()
+    fields = read("logfmt", line)
+    assert (fields["level"], fields["msg"]) == ("error", "an exception was ignored")
+    assert fields["traceback"].endswith("\nValueError: <secret>")
+
+
+def test_the_last_configuration_holds(root: logging.Logger) -> None:
+    """Configured again, logging writes each line once, where and as it is told last."""
+    first, second = io.StringIO(), io.StringIO()
+    logs.configure(level="debug", form="logfmt", write=first.write, secrets=lambda: ())
+    logs.configure(level="info", form="json", write=second.write, secrets=lambda: ())
+
+    root.debug("one")
+    root.info("two")
+
+    assert first.getvalue() == ""
+    assert [read("json", line)["msg"] for line in second.getvalue().splitlines()] == ["two"]
+
+
+def test_no_lock_is_held_while_a_line_is_formatted(root: logging.Logger) -> None:
+    """A thread whose line takes long to format holds up no other thread's line."""
+    stream = io.StringIO()
+    logs.configure(level="info", form="logfmt", write=stream.write, secrets=lambda: ())
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def __str__(self) -> str:
+            begun.set()
+            go_on.wait(20)
+            return "slow"
+
+    thread = threading.Thread(target=lambda: root.info("event", extra={"value": Slow()}))
+    thread.start()
+    assert begun.wait(20)
+    root.info("another")
+    assert "another" in stream.getvalue()
+    go_on.set()
+    thread.join()
+
+    assert [read("logfmt", line)["msg"] for line in stream.getvalue().splitlines()] == ["another", "event"]
+
+
+class Dying:
+    """An object whose destructor fails."""
+
+    def __del__(self) -> None:
+        raise ValueError(KEY)
+
+
+class Untold:
+    """An object that has no text."""
+
+    def __str__(self) -> str:
+        return str(1 // 0)
 
 
 class Shown:

@@ -450,20 +450,6 @@ def test_the_listener_of_probes(tmp_path: Path) -> None:
             eventually(lambda: open_sockets(exporter) == 0, what="an end of all of them")
 
 
-def test_limits_within_open_files() -> None:
-    """The limit on open files is raised as far as connections need it, and what it leaves is shared out."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        assert Limits(connections=10).within_open_files(servers=1, reserved=10) == Limits(connections=10)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-        assert Limits(connections=300).within_open_files(servers=2, reserved=100) == Limits(connections=300)
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 700
-        left = Limits(connections=10**9).within_open_files(servers=2, reserved=100)
-        assert left.connections == (hard - 100) // 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def address(exporter: Exporter) -> Address:
     """Return where an exporter listens."""
     url = urlsplit(exporter.url)

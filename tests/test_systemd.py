@@ -1,25 +1,28 @@
-"""The unit for systemd: what systemd says of it, and the README's commands in a systemd of their own."""
+"""Tests of exporter.systemd, and of the unit: what systemd says of it, and the README's commands in a systemd."""
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from exporter import __version__
+from exporter.simulator import Simulator
+from exporter.systemd import READY, notify
 from tests.containers import Image, build, leave_out, running_process_1
-from tests.exporters import config_check
-from tests.servers import ROOT, eventually
+from tests.exporters import COMMAND, KEY, config_check, configure
+from tests.servers import ROOT, eventually, fetch, running
 
 FOLDER = ROOT / "deploy/systemd"
 UNIT = (FOLDER / "braze-exporter.service").read_text(encoding="utf-8")
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
 SYSTEMD = Path("/lib/systemd/systemd")
-KEY = "a-key-of-this-test"
 # Process 1 of new namespaces becomes systemd on this machine's files, of which nothing is changed: what is written goes
 # to memory. $1 is a folder to mount that on, $2 the image's file system, for its Python and the program, and $3 what
 # becomes /srv, where the commands run.
@@ -97,6 +100,50 @@ class Machine:
     def metrics(self) -> str:
         """Return what the exporter serves; nothing where it does not answer."""
         return self.run("curl", "http://127.0.0.1:10105/metrics").stdout
+
+
+@contextmanager
+def listening(address: str) -> Iterator[socket.socket]:
+    """Listen as systemd does; the address of an abstract socket begins with @."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(address.replace("@", "\0", 1) if address.startswith("@") else address)
+        listener.settimeout(20)
+        yield listener
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("abstract", [False, True])
+def test_what_systemd_is_told(abstract: bool, tmp_path: Path) -> None:  # noqa: FBT001 - a parameter of the test
+    """It hears that the exporter is ready when that answers, and that it stops when it does."""
+    address = f"@{tmp_path}" if abstract else str(tmp_path / "notify")
+    with Simulator(api_key=KEY, campaigns=1) as braze, listening(address) as listener:
+        command = [*COMMAND, f"--config.file={configure(tmp_path, braze)}", "--web.listen-address=127.0.0.1:0"]
+        with running(command, log=tmp_path / "log", environment={"NOTIFY_SOCKET": address}) as program:
+            assert listener.recv(100) == b"READY=1"
+            assert fetch(f"{program.logged('url=(.+?) ')[1]}/-/healthy").ok
+
+            program.process.terminate()
+            assert listener.recv(100) == b"STOPPING=1"
+            assert program.process.wait(timeout=20) == 0
+
+
+@pytest.mark.parametrize(
+    "address", ["", "vsock:2:1234", "relative", "/none/there", f"/{'long' * 99}", "@", "/dev/null"]
+)
+def test_nobody_listens(address: str) -> None:
+    """Where there is no socket nothing happens."""
+    notify(READY, {"NOTIFY_SOCKET": address})
+    notify(READY, {})
+
+
+@pytest.mark.server
+def test_nobody_reads(tmp_path: Path) -> None:
+    """A socket that is full holds up nobody."""
+    with listening(str(tmp_path / "notify")) as listener:
+        for _ in range(1000):  # more than a queue holds
+            notify(READY, {"NOTIFY_SOCKET": str(tmp_path / "notify")})
+
+        assert listener.recv(100) == b"READY=1"
 
 
 @pytest.mark.server
@@ -266,6 +313,23 @@ def test_it_is_started_again(machine: Machine) -> None:
 
     eventually(lambda: machine.shown("NRestarts") == {"NRestarts": "1"}, what="a restart", timeout=30)
     eventually(lambda: up(machine) == 2, what="two polled campaigns")
+
+
+@pytest.mark.server
+def test_a_refused_configuration_is_not_started_again(machine: Machine, tmp_path: Path) -> None:
+    """An exporter whose configuration is refused stays down, and starts with one that is right."""
+    _, *rest = blocks()
+    configuration = (tmp_path / "srv/edited").read_text(encoding="utf-8")
+    (tmp_path / "srv/edited").write_text("workspaces: []\n", encoding="utf-8")
+
+    assert machine.run("sh", "-euc", "".join(rest[:3])).returncode != 0
+
+    eventually(lambda: machine.shown("ActiveState") == {"ActiveState": "failed"}, what="a service that failed")
+    assert machine.shown("NRestarts", "ExecMainStatus") == {"NRestarts": "0", "ExecMainStatus": "78"}
+    (tmp_path / "srv/edited").write_text(configuration, encoding="utf-8")
+    machine.run("sudoedit", "/etc/braze-exporter/config.yaml")
+    assert machine.run("systemctl", "restart", "braze-exporter").returncode == 0
+    assert machine.run("curl", "http://127.0.0.1:10105/-/healthy").returncode == 0  # it listens when that returns
 
 
 def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -128,7 +128,7 @@ def test_an_interruption_leaves_the_old_file(braze: Simulator, tmp_path: Path, n
         process.send_signal(number)
         _, errors = process.communicate(timeout=10)
 
-    assert (process.returncode, errors) == (1, b"stopped before all was asked\n")
+    assert (process.returncode, errors) == (1, b"interrupted before all was done\n")
     assert output.read_text(encoding="utf-8") == "old"
     assert list(output.parent.iterdir()) == [output]
 

@@ -1,0 +1,40 @@
+"""Signals, received by a thread of their own, so that they work whatever all other threads do.
+
+Python runs a handler in the main thread only, between two of its steps. There it would wait for an import, a look-up of
+a name or a write to end, and its exception could be lost in a destructor. A blocked signal is not lost and ends
+nothing: it waits until the thread receives it, in process 1, too.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
+
+
+class Signals:
+    """Receives signals that are blocked in all threads: SIGHUP, and others, each of which means the end.
+
+    The first of the others calls `on_stop` in a thread of its own, and what comes later changes nothing. Each SIGHUP
+    before is an item of `hangups`.
+
+    Raises:
+        RuntimeError: the system allows no thread.
+
+    """
+
+    def __init__(self, numbers: AbstractSet[signal.Signals], on_stop: Callable[[], None]) -> None:
+        self.on_stop = on_stop
+        self.hangups = SimpleQueue[None]()
+        self._numbers = numbers
+        threading.Thread(target=self._receive, name="signals", daemon=True).start()
+
+    def _receive(self) -> None:
+        while signal.sigwait(self._numbers) == signal.SIGHUP:
+            self.hangups.put(None)
+        self.on_stop()
