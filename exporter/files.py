@@ -8,7 +8,7 @@ import stat
 import threading
 import time
 from concurrent.futures import wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from exporter import threads
 from exporter.threads import NoThreadError
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 TIMEOUT = 5.0
 """Seconds for which a file system may not answer."""
+
+
+class Read(Protocol):
+    """Reads a file, as the function `read` does."""
+
+    def __call__(self, path: Path, *, limit: int | None = None) -> bytes:
+        """Return the content of a file, at most `limit` bytes of it."""
 
 
 def read(path: Path, *, limit: int | None = None, timeout: float = TIMEOUT) -> bytes:
@@ -40,14 +47,15 @@ def read(path: Path, *, limit: int | None = None, timeout: float = TIMEOUT) -> b
 class Budget:
     """Reads several files within one timeout, so that a hung volume with many files costs no more than one read."""
 
-    def __init__(self, timeout: float = TIMEOUT) -> None:
+    def __init__(self, timeout: float = TIMEOUT, *, files: Files | None = None) -> None:
         self._timeout = timeout
         self._end = time.monotonic() + timeout
+        self._files = files or _FILES
 
     def read(self, path: Path, *, limit: int | None = None) -> bytes:
         """Return the content of a file as `read` does, within what is left of the timeout."""
         try:
-            return read(path, limit=limit, timeout=self._end - time.monotonic())
+            return self._files.read(path, limit=limit, timeout=self._end - time.monotonic())
         except TimeoutError:
             raise _not_answering(self._timeout) from None
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,30 +12,9 @@ import pytest
 from exporter import files
 from exporter.files import Budget, Files
 from tests.servers import eventually
+from tests.system import Volume
 
 HUNG = "the file system does not answer within"
-
-
-class Volume:
-    """A file system that answers when it is let; `opened` counts what it was asked to open."""
-
-    def __init__(self) -> None:
-        self.answers = threading.Event()
-        self.opened: list[Path] = []
-
-    def open(self, path: Path) -> int:
-        """Open a path once the volume answers."""
-        self.opened.append(path)
-        self.answers.wait(30)
-        return os.open(path, os.O_RDONLY)
-
-
-@pytest.fixture
-def volume() -> Iterator[Volume]:
-    """A volume that hangs until the end of the test."""
-    hung = Volume()
-    yield hung
-    hung.answers.set()
 
 
 def open_files() -> int:
@@ -99,57 +77,59 @@ def test_a_pipe(tmp_path: Path) -> None:
 
 
 def test_a_read_that_hangs(volume: Volume, tmp_path: Path) -> None:
-    """A file system that does not answer is a timeout in words for a log line; the next look at the file is another."""
+    """A file system that does not answer is a timeout in words for a log line, at each further read, too."""
+    volume.hung = {tmp_path}
     reader = Files(volume.open)
 
     for _ in range(3):
         with pytest.raises(TimeoutError) as caught:
-            reader.read(tmp_path / "file", limit=None, timeout=0.01)
+            reader.read(tmp_path, limit=None, timeout=0.01)
         assert caught.value.strerror == f"{HUNG} 0.01 s"
 
 
 def test_a_hung_path_has_one_thread(volume: Volume, tmp_path: Path) -> None:
     """However many read a path that hangs, one thread waits for it; all get its content when the volume answers."""
-    (tmp_path / "file").write_bytes(b"content")
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+    volume.hung = {file}
     reader = Files(volume.open)
-    with reading(reader, tmp_path / "file", times=20) as results:
+    with reading(reader, file, times=20) as results:
         eventually(lambda: volume.opened, what="a first read")
         with pytest.raises(TimeoutError):
-            reader.read(tmp_path / "file", limit=None, timeout=0.01)
+            reader.read(file, limit=None, timeout=0.01)
         opened_while_hung = len(volume.opened)
-        volume.answers.set()
+        volume.answer()
 
     assert opened_while_hung == 1
     assert results == [b"content"] * 20
 
 
 def test_another_path_does_not_wait(volume: Volume, tmp_path: Path) -> None:
-    """A hung path keeps nobody from another one."""
+    """A hung path delays no read of another one."""
     (tmp_path / "file").write_bytes(b"content")
-    hung = tmp_path / "hung"
-    reader = Files(lambda path: volume.open(path) if path == hung else os.open(path, os.O_RDONLY))
+    volume.hung = {tmp_path / "hung"}
+    reader = Files(volume.open)
     with pytest.raises(TimeoutError):
-        reader.read(hung, limit=None, timeout=0.01)
+        reader.read(tmp_path / "hung", limit=None, timeout=0.01)
 
     assert reader.read(tmp_path / "file", limit=None, timeout=30) == b"content"
 
 
 def test_bytes_are_not_older_than_the_read(volume: Volume, tmp_path: Path) -> None:
-    """Who comes while an earlier read hangs does not get that one's bytes: they may be from before a change."""
+    """A read that begins while an earlier one hangs does not return that one's bytes: the file may have changed."""
     file = tmp_path / "file"
-    file.write_bytes(b"old")
     contents = iter([b"old", b"new"])
 
     def open_next(path: Path) -> int:
-        descriptor = volume.open(path)
         file.write_bytes(next(contents))
-        return descriptor
+        return volume.open(path)
 
+    volume.hung = {file}
     reader = Files(open_next)
     with pytest.raises(TimeoutError):
         reader.read(file, limit=None, timeout=0.01)
     with reading(reader, file, times=1) as results:
-        volume.answers.set()
+        volume.answer()
 
     assert results == [b"new"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from exporter import files, threads
 from exporter.threads import NoThreadError
-from tests.scarcity import no_new_threads
+from tests.system import no_new_threads
 
 
 def test_a_result() -> None:
