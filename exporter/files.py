@@ -1,8 +1,9 @@
-"""Files that may be on a hung network volume: each read has a thread of its own, and a timeout."""
+"""Files that may be on a hung network volume: each read has a thread of its own and a timeout; changes are noticed."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import threading
@@ -14,7 +15,7 @@ from exporter import threads
 from exporter.threads import NoThreadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -32,8 +33,8 @@ class Read(Protocol):
 def read(path: Path, *, limit: int | None = None, timeout: float = TIMEOUT) -> bytes:
     """Return the content of a file, at most `limit` bytes of it, within `timeout` seconds.
 
-    A named pipe holds what was written to it so far, and is empty without a writer. While a read of a path hangs, no
-    other read of it is started: later callers wait for the first within their own timeouts.
+    A named pipe is read to its end, and is empty without a writer. While a read of a path hangs, no other read of it is
+    started: later callers wait for the first within their own timeouts.
 
     Raises:
         OSError: the file cannot be read, is a directory or a device, or no thread can be started to read it;
@@ -58,6 +59,49 @@ class Budget:
             return self._files.read(path, limit=limit, timeout=self._end - time.monotonic())
         except TimeoutError:
             raise _not_answering(self._timeout) from None
+
+
+class Watch:
+    """Compares files with the bytes in use; `in_use` are their digests by path, None for one that cannot be read.
+
+    Bytes and not times tell: Kubernetes puts another file in the place, an editor may write one in two steps. A file
+    counts as written when two looks in a row find the same.
+    """
+
+    def __init__(self, in_use: Mapping[Path, bytes | None]) -> None:
+        self.in_use = in_use
+        self.seen = in_use
+
+    @property
+    def changed(self) -> bool:
+        """Whether the last look found other bytes than those in use."""
+        return self.seen != self.in_use
+
+    def agrees(self, read: Mapping[Path, bytes | None]) -> bool:
+        """Return whether files that were read since the last look are as it found them, as far as it saw them."""
+        return all(read.get(path, found) == found for path, found in self.seen.items())
+
+    def look(self, budget: Budget | None = None) -> bool:
+        """Look at the files; return whether they are as at the look before, so that nobody is writing them."""
+        before, self.seen = self.seen, digests(self.in_use, budget)
+        return self.seen == before
+
+
+def digests(paths: Iterable[Path], budget: Budget | None = None) -> dict[Path, bytes | None]:
+    """Return a digest of the content of each file, None for one that cannot be read."""
+    budget = budget or Budget()
+    found: dict[Path, bytes | None] = {}
+    for path in paths:
+        try:
+            found[path] = digest(budget.read(path))
+        except (OSError, ValueError):
+            found[path] = None
+    return found
+
+
+def digest(content: bytes) -> bytes:
+    """Return what tells a content from any other."""
+    return hashlib.sha256(content).digest()
 
 
 class Files:
@@ -108,8 +152,9 @@ class Files:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
                 raise OSError(errno.EINVAL, "not a regular file")
+            os.set_blocking(descriptor, True)
             with open(descriptor, "rb", closefd=False) as file:
-                return file.read(-1 if limit is None else limit) or b""  # None: a pipe that nobody has written to yet
+                return file.read(-1 if limit is None else limit)
         finally:
             os.close(descriptor)
 

@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Iterator
+import select
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,32 +11,38 @@ from pathlib import Path
 import pytest
 
 from exporter import files
-from exporter.files import Budget, Files
+from exporter.files import Budget, Files, Watch, digests
 from tests.servers import eventually
 from tests.system import Volume
 
 HUNG = "the file system does not answer within"
 
 
-def open_files() -> int:
-    """Return how many files this process has open."""
-    return len([*Path("/proc/self/fd").iterdir()])
+def open_files(path: Path | None = None) -> int:
+    """Return how many files this process has open, all or those of a path."""
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return sum(path is None or link.readlink() == path for link in links)
+
+
+def read_fully(reader: Files) -> Callable[[Path], bytes]:
+    """Return what reads a whole file, however long that takes."""
+    return lambda path: reader.read(path, limit=None, timeout=30)
 
 
 @contextmanager
-def reading(reader: Files, path: Path, *, times: int) -> Iterator[list[object]]:
-    """Read a path in so many threads at once; yields the list of what they get or raise."""
+def reading(read: Callable[[Path], bytes], path: Path, *, times: int) -> Iterator[list[object]]:
+    """Read a path in so many threads at once; yield the list of what they get or raise."""
     results: list[object] = []
 
-    def read() -> None:
+    def collect() -> None:
         try:
-            results.append(reader.read(path, limit=None, timeout=30))
+            results.append(read(path))
         except OSError as error:
             results.append(error)
 
     with ThreadPoolExecutor(times) as pool:
         for _ in range(times):
-            pool.submit(read)
+            pool.submit(collect)
         yield results
 
 
@@ -62,18 +69,26 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_pipe(tmp_path: Path) -> None:
-    """A named pipe is empty without a writer and before the first byte, and then has what was written."""
-    os.mkfifo(tmp_path / "pipe")
-    alone = files.read(tmp_path / "pipe")
-    writer = os.open(tmp_path / "pipe", os.O_RDWR)
-    try:
-        silent = files.read(tmp_path / "pipe")
-        os.write(writer, b"hello")
-        written = files.read(tmp_path / "pipe", limit=5)
-    finally:
+    """A named pipe is empty without a writer; with one it is read to its end, however late that comes."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    alone = files.read(pipe)
+    writer = os.open(pipe, os.O_RDWR)
+    with reading(files.read, pipe, times=1) as results:
+        eventually(lambda: open_files(pipe) == 2, what="a reader")
+        os.write(writer, b"hel")
+        eventually(lambda: select.select([writer], [], [], 0)[0] == [], what="a reader that reads")
+        os.write(writer, b"lo")
         os.close(writer)
 
-    assert (alone, silent, written) == (b"", b"", b"hello")
+    assert (alone, results) == (b"", [b"hello"])
+
+
+def test_a_pipe_without_an_end(tmp_path: Path) -> None:
+    """A named pipe whose writer does not close it is a timeout."""
+    os.mkfifo(tmp_path / "pipe")
+    with os.fdopen(os.open(tmp_path / "pipe", os.O_RDWR), "wb", 0), pytest.raises(TimeoutError):
+        files.read(tmp_path / "pipe", timeout=0.05)
 
 
 def test_a_read_that_hangs(volume: Volume, tmp_path: Path) -> None:
@@ -93,7 +108,7 @@ def test_a_hung_path_has_one_thread(volume: Volume, tmp_path: Path) -> None:
     file.write_bytes(b"content")
     volume.hung = {file}
     reader = Files(volume.open)
-    with reading(reader, file, times=20) as results:
+    with reading(read_fully(reader), file, times=20) as results:
         eventually(lambda: volume.opened, what="a first read")
         with pytest.raises(TimeoutError):
             reader.read(file, limit=None, timeout=0.01)
@@ -128,7 +143,7 @@ def test_bytes_are_not_older_than_the_read(volume: Volume, tmp_path: Path) -> No
     reader = Files(open_next)
     with pytest.raises(TimeoutError):
         reader.read(file, limit=None, timeout=0.01)
-    with reading(reader, file, times=1) as results:
+    with reading(read_fully(reader), file, times=1) as results:
         volume.answer()
 
     assert results == [b"new"]
@@ -142,3 +157,49 @@ def test_a_budget_is_for_all_files(tmp_path: Path) -> None:
     assert ample.read(tmp_path / "file", limit=3) == b"con"
     with pytest.raises(TimeoutError, match=f"{HUNG} 0 s"):
         spent.read(tmp_path / "file")
+
+
+def test_a_change_is_noticed_when_it_is_complete(tmp_path: Path) -> None:
+    """Other bytes are a change once two looks in a row find them; the same ones written again are none."""
+    file = tmp_path / "file"
+    file.write_bytes(b"first")
+    watch = Watch(digests([file]))
+    looks = []
+    for content in (b"first", b"sec", b"second", b"second", b"second", b"first", b"first"):
+        file.unlink()
+        file.write_bytes(content)
+        looks.append((watch.look(), watch.changed))
+
+    assert looks == [
+        (True, False),
+        (False, True),
+        (False, True),
+        (True, True),
+        (True, True),
+        (False, False),
+        (True, False),
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_a_change(tmp_path: Path, volume: Volume) -> None:
+    """A file that is away, or whose volume hangs, is a change like any other, and so is its return."""
+    file, other = tmp_path / "file", tmp_path / "other"
+    other.write_bytes(b"other")
+    watch = Watch(digests([file, other, Path("a\0b")]))
+    looks = []
+
+    def look() -> None:
+        looks.append((watch.look(Budget(0.5, files=Files(volume.open))), watch.changed))
+
+    look()
+    file.write_bytes(b"content")
+    look()
+    look()
+    volume.hung = {other}
+    look()
+    volume.answer()
+    file.unlink()
+    look()
+    look()
+
+    assert looks == [(True, False), (False, True), (True, True), (False, True), (False, False), (True, False)]

@@ -2,19 +2,26 @@
 
 import os
 import re
+import resource
+import select
 import socket
 import ssl
 import subprocess
 import threading
 from collections.abc import Callable
-from contextlib import closing, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 
 from exporter.config import ConfigError
+from exporter.files import Files
+from exporter.threads import NoThreadError
 from exporter.webconfig import CIPHER_SUITES, Watched, WebConfig, certificate_fits, load
 from tests.certificates import Certificates, make_certificates
+from tests.servers import eventually
+from tests.system import Volume, no_new_threads
 
 HASH = "$2y$04$V7JRrLpBaoLS.nMFMnVi3efMn3LVZdjl4vtfVVgGjTPqnAYqU60f2"
 TLS = "cert_file: server.pem, key_file: server.key"
@@ -214,7 +221,6 @@ def test_http2(write: Written) -> None:
     """HTTP/2 that is asked for is not served, which is told; what is the default anyway is not worth a word."""
     assert "HTTP/2 is not served" in load(write("http_server_config: {http2: true}")).warnings[0]
     assert load(write("http_server_config: {http2: false}")).warnings == ()
-    assert load(write("")).warnings == ()
 
 
 @pytest.mark.parametrize("key", ["cert", "key", "client_ca"])
@@ -345,19 +351,74 @@ def test_allowed_sans(allowed: str, expected: bool, certificates: Certificates) 
 
 
 def test_a_change_is_noticed(write: Written, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that changed is read once, one that did not is not."""
+    """A file that changed is read once, when two looks find the same; one that did not is not read again."""
     caplog.set_level("INFO")
     watched = Watched(write(f"basic_auth_users: {{alice: {HASH}}}"))
+    watched.refresh()
     watched.refresh()
     first = watched.current
 
     write(f"basic_auth_users: {{alice: {HASH}, bob: {HASH}}}")
     watched.refresh()
+    between = watched.current
+    watched.refresh()
+    second = watched.current
     watched.refresh()
 
     assert [*first.users] == ["alice"]
-    assert [*watched.current.users] == ["alice", "bob"]
-    assert [record.message for record in caplog.records] == ["the web configuration was read again"]
+    assert between is first
+    assert [*second.users] == ["alice", "bob"]
+    assert watched.current is second
+    assert [(record.message, vars(record)["tls"]) for record in caplog.records] == [
+        ("the web configuration was reloaded", False)
+    ]
+
+
+@pytest.mark.parametrize("end", ["tls_server_config:", "basic_auth_users:", "cert_file", "bob", "alice"])
+def test_half_a_file_never_comes_into_force(end: str, write: Written) -> None:
+    """A file that is being written leaves the previous configuration in force, wherever its first half ends."""
+    text = f"tls_server_config: {{{TLS}}}\nbasic_auth_users:\n  alice: {HASH}\n  bob: {HASH}\n"
+    watched = Watched(write(text))
+    before = watched.current
+
+    write(text[: text.index(end)])
+    watched.refresh()
+    write(text)
+    watched.refresh()
+    watched.refresh()
+
+    assert watched.current is before
+    assert watched.successful
+
+
+def test_a_file_that_changes_while_it_is_loaded(write: Written) -> None:
+    """A file that is written between the last look and its load is left to the next look."""
+    file = write(f"basic_auth_users: {{alice: {HASH}}}")
+    contents = iter(
+        [f"basic_auth_users: {{bob: {HASH}}}"] * 2
+        + [f"http_server_config: {{}}\nbasic_auth_users: {{eve: {HASH}}}"] * 5
+    )
+    started = False
+
+    def open_next(path: Path) -> int:
+        if started:
+            write(next(contents))
+        return os.open(path, os.O_RDONLY)
+
+    watched = Watched(file, files=Files(open_next))
+    started, users = True, []
+    for _ in range(5):
+        watched.refresh()
+        users.append([*watched.current.users])
+
+    assert users == [["alice"], ["alice"], ["alice"], ["eve"], ["eve"]]
+
+
+def refreshed(watched: Watched) -> Watched:
+    """Bring changes into force: look until the files were the same twice."""
+    watched.refresh()
+    watched.refresh()
+    return watched
 
 
 def test_a_certificate_behind_links_is_noticed(write: Written, certificates: Certificates, tmp_path: Path) -> None:
@@ -372,28 +433,44 @@ def test_a_certificate_behind_links_is_noticed(write: Written, certificates: Cer
 
     (tmp_path / "new").symlink_to("two")
     (tmp_path / "new").replace(tmp_path / "data")
-    watched.refresh()
+    refreshed(watched)
 
     client = client_context(certificates)
     assert watched.current.context is not first.context
     assert served(first, client) != served(watched.current, client)
 
 
+@pytest.mark.parametrize("name", ["server.pem", "server.key", "ca.pem"])
+def test_each_file_is_watched(name: str, write: Written, certificates: Certificates, tmp_path: Path) -> None:
+    """A change of the certificate, the key or the CA is noticed though its size and its time stay the same."""
+    watched = Watched(write(f"tls_server_config: {{{TLS}, {CLIENTS}}}"))
+    times = certificates.folder / name
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_bytes(bytes(times.stat().st_size))
+    os.utime(tmp_path / name, ns=(times.stat().st_atime_ns, times.stat().st_mtime_ns))
+
+    assert not refreshed(watched).successful
+
+
 def test_a_broken_change_changes_nothing(write: Written, caplog: pytest.LogCaptureFixture) -> None:
-    """With a file that is wrong the old one stays, which is logged once, until the file is right again."""
-    watched = Watched(write(f"basic_auth_users: {{alice: {HASH}}}"))
+    """With a file that is wrong the old one stays, which is logged once for each reason, until it is right again."""
+    good, bad = f"basic_auth_users: {{alice: {HASH}}}", "basic_auth_users: {alice: bob}"
+    watched = Watched(write(good))
     before = watched.current
 
-    write("basic_auth_users: {alice: bob}")
-    for _ in range(3):
-        watched.refresh()
-        assert (watched.successful, watched.current) == (False, before)
-    assert len(caplog.records) == 1
-    assert "bob" not in caplog.text
+    for text in (bad, "rate_limit: {}", good, bad):
+        write(text)
+        for _ in range(3):
+            refreshed(watched)
+            assert watched.successful == (text == good)
+            assert watched.current.users == before.users
 
-    write(f"basic_auth_users: {{alice: {HASH}}}")
-    watched.refresh()
-    assert watched.successful
+    assert [record.message for record in caplog.records] == [
+        "the reload of the web configuration failed, keeping the previous one"
+    ] * 3
+    errors = [str(vars(record)["error"]) for record in caplog.records]
+    assert ["bcrypt" in error for error in errors] == [True, False, True]
+    assert "bob" not in "".join(errors)
 
 
 def test_a_file_that_is_away_for_a_moment(write: Written, tmp_path: Path) -> None:
@@ -402,12 +479,21 @@ def test_a_file_that_is_away_for_a_moment(write: Written, tmp_path: Path) -> Non
     key = tmp_path / "server.key"
 
     key.rename(tmp_path / "away")
-    watched.refresh()
-    between = watched.successful
+    between = refreshed(watched).successful
     (tmp_path / "away").rename(key)
-    watched.refresh()
 
-    assert (between, watched.successful) == (False, True)
+    assert (between, refreshed(watched).successful) == (False, True)
+
+
+def test_a_file_that_comes_later(write: Written, certificates: Certificates, tmp_path: Path) -> None:
+    """A file that a new configuration names is waited for, whatever was in force before."""
+    watched = Watched(write(f"basic_auth_users: {{alice: {HASH}}}"))
+    write("tls_server_config: {cert_file: server.pem, key_file: late.key}")
+    between = refreshed(watched).successful
+    (tmp_path / "late.key").write_bytes((certificates.folder / "server.key").read_bytes())
+
+    assert (between, refreshed(watched).successful) == (False, True)
+    assert watched.current.context
 
 
 def test_a_key_that_comes_later(write: Written, certificates: Certificates, tmp_path: Path) -> None:
@@ -417,12 +503,147 @@ def test_a_key_that_comes_later(write: Written, certificates: Certificates, tmp_
     watched = Watched(write("tls_server_config: {cert_file: tls.pem, key_file: tls.key}"))
 
     (tmp_path / "tls.pem").write_bytes((certificates.folder / "other.pem").read_bytes())
-    watched.refresh()
-    between = watched.successful
+    between = refreshed(watched).successful
     (tmp_path / "tls.key").write_bytes((certificates.folder / "other.key").read_bytes())
-    watched.refresh()
 
-    assert (between, watched.successful) == (False, True)
+    assert (between, refreshed(watched).successful) == (False, True)
+
+
+OPEN = ["", "# nothing\n", "{}", "tls_server_config:", "tls_server_config: {}\nbasic_auth_users:\n", "---\n...\n"]
+
+
+@pytest.mark.parametrize("text", [*OPEN, "http_server_config: {headers: {X-Frame-Options: deny}}"])
+@pytest.mark.parametrize("before", [f"tls_server_config: {{{TLS}}}", f"basic_auth_users: {{alice: {HASH}}}"])
+def test_a_reload_never_opens_everything(
+    text: str, before: str, write: Written, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With TLS or users in force a file with neither is refused: it may be one that was cut short."""
+    watched = Watched(write(before))
+    in_force = watched.current
+    file = write(text)
+    refreshed(watched)
+
+    assert (watched.current, watched.successful) == (in_force, False)
+    (record,) = caplog.records
+    assert vars(record)["error"] == (
+        f"{file}: expected TLS or users, as in the configuration in force, got neither; "
+        "restart braze-exporter to serve without both"
+    )
+    write(before + " ")
+    assert refreshed(watched).successful
+
+
+@pytest.mark.parametrize("before", [f"tls_server_config: {{{TLS}}}", f"basic_auth_users: {{alice: {HASH}}}"])
+@pytest.mark.parametrize("after", [f"tls_server_config: {{{TLS}}}", f"basic_auth_users: {{alice: {HASH}}}"])
+def test_a_reload_may_exchange_tls_and_users(before: str, after: str, write: Written) -> None:
+    """A file with TLS or users is obeyed, whichever was in force."""
+    watched = Watched(write(f"{before}\nhttp_server_config: {{http2: false}}"))
+    write(after)
+    refreshed(watched)
+
+    assert watched.successful
+    assert bool(watched.current.users) == ("alice" in after)
+
+
+@pytest.mark.parametrize("text", OPEN)
+def test_an_empty_file_is_warned_of(text: str, write: Written, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that says nothing is valid, with a warning that everybody is served; one that says anything has none."""
+    warning = "the web configuration is empty: everybody is served, without TLS"
+    watched = Watched(write("http_server_config: {http2: false}"))
+    write(text)
+    refreshed(watched)
+
+    assert load(write(text)).warnings == (warning,)
+    assert watched.successful
+    assert [record.message for record in caplog.records] == [warning]
+    assert load(write(f"basic_auth_users: {{alice: {HASH}}}")).warnings == ()
+
+
+def test_a_hung_volume(write: Written, tmp_path: Path, volume: Volume, caplog: pytest.LogCaptureFixture) -> None:
+    """While a volume does not answer the old configuration stays, told once; when it answers the new one is read."""
+    watched = Watched(write(f"tls_server_config: {{{TLS}}}"), files=Files(volume.open), timeout=0.05)
+    before = watched.current
+    volume.hung = {tmp_path / "server.key"}
+    for _ in range(2):
+        refreshed(watched)
+    between = (watched.current, watched.successful)
+    volume.answer()
+    write(f"tls_server_config: {{{TLS}}}\nbasic_auth_users: {{alice: {HASH}}}")
+
+    assert between == (before, False)
+    (record,) = caplog.records
+    assert vars(record)["error"] == (
+        f"{tmp_path}/web.yml:1: tls_server_config.key_file: expected a file with the certificate's private key, "
+        "got one that cannot be read (the file system does not answer within 0.05 s)"
+    )
+    assert refreshed(watched).successful
+    assert [*watched.current.users] == ["alice"]
+
+
+def test_a_pipe_is_read_once(write: Written, tmp_path: Path) -> None:
+    """A web configuration from a pipe, as shells make for <(command), is in force for good."""
+    write("")
+    os.mkfifo(tmp_path / "pipe")
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)
+    os.write(writer, f"basic_auth_users: {{alice: {HASH}}}".encode())
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(Watched, tmp_path / "pipe")
+        eventually(lambda: select.select([writer], [], [], 0)[0] == [], what="a reader")
+        os.close(writer)
+        watched = loading.result()
+
+    assert refreshed(watched).successful
+    assert [*watched.current.users] == ["alice"]
+
+
+def test_too_many_open_files(write: Written) -> None:
+    """Where the system has no room for another open file a configuration cannot be loaded, and nothing else happens."""
+    file = write(f"tls_server_config: {{{TLS}, {CLIENTS}}}")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    problems = []
+    with ExitStack() as stack:
+        largest = max(int(link.name) for link in Path("/proc/self/fd").iterdir())
+        while (number := stack.enter_context(open(os.devnull, "rb")).fileno()) < largest:  # noqa: PTH123 - not a path
+            pass  # until there are no smaller numbers left
+        for room in range(8):
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (number + 1 + room, limits[1]))
+                load(file)
+            except ConfigError as error:
+                problems.append(str(error))
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    assert 0 < len(problems) < 8
+    assert f"{file}: cannot be loaded: Too many open files" in problems
+
+
+def test_changes_are_looked_for(write: Written) -> None:
+    """Once started, a change comes into force by itself; an exception that ends the thread is fatal."""
+    crashes: list[BaseException] = []
+    file = write(f"basic_auth_users: {{alice: {HASH}}}")
+    stopped = threading.Event()
+
+    def open_or_crash(path: Path) -> int:
+        if stopped.is_set():
+            raise ZeroDivisionError
+        return os.open(path, os.O_RDONLY)
+
+    watched = Watched(file, files=Files(open_or_crash))
+    watched.start(crashes.append)
+    write(f"basic_auth_users: {{bob: {HASH}}}")
+    eventually(lambda: "bob" in watched.current.users, what="another user")
+    stopped.set()
+    eventually(lambda: crashes, what="a crash")
+
+    assert [type(crash) for crash in crashes] == [ZeroDivisionError]
+
+
+def test_no_thread_to_look_for_changes(write: Written) -> None:
+    """A thread that cannot be started is an error at the start."""
+    watched = Watched(write(""))
+    with no_new_threads(), pytest.raises(NoThreadError, match="web configuration"):
+        watched.start(lambda _: None)
 
 
 def checked(promtool: Path, file: Path) -> bool:
