@@ -12,24 +12,25 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, NoReturn
 
 from exporter import __version__, check, config, logs, server, shards, web
 from exporter.config import ConfigError
 from exporter.exposition import Exposition
+from exporter.files import Watch, digests
 from exporter.flags import CAMPAIGNS, SIMULATED_KEY, flag_parser
 from exporter.poller import Clock, Poller
 from exporter.progress import Progress
 from exporter.ready import Ready
-from exporter.reload import Configuration, WatchedFile
+from exporter.reload import Configuration, Reloads
 from exporter.server import Limits, Server
 from exporter.shards import WHOLE, Shard
 from exporter.simulator import Simulator
 from exporter.textfile import Round, replace_file
+from exporter.threads import NoThreadError
 from exporter.webconfig import Watched, WebConfig
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from exporter.config import Config
+    from exporter.reload import Requests
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,6 @@ _GARBAGE = 50_000  # objects between two searches for those that refer to each o
 _GRACE = 0.4  # seconds that running answers have when the process stops
 _M_ARENA_MAX = -8  # see mallopt(3)
 _OPEN_FILES = 64  # at most, besides connections: listening sockets, the log, key files, libraries
-_WATCHING = 1  # seconds between two looks at the files of the web configuration
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _COMMANDS[name](parser.parse_args(given))
     except _UsageError as error:
         parser.error(str(error))
-    except _FailedError as error:
+    except (_FailedError, NoThreadError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -86,7 +87,7 @@ def _exit(*_: object) -> NoReturn:
 
 
 def _serve(flags: argparse.Namespace) -> int:
-    hangups = SimpleQueue[None]()  # an event, a handler that interrupts itself could lock for good
+    hangups: Requests = SimpleQueue()
     signal.signal(signal.SIGHUP, lambda *_: hangups.put(None))
     shard = _shard(flags)
     if not flags.config_check:
@@ -281,13 +282,14 @@ def _run(
     flags: argparse.Namespace,
     *,
     shard: Shard = WHOLE,
-    hangups: SimpleQueue[None] | None = None,
+    hangups: Requests | None = None,
     started: Callable[[Sequence[str]], None] = lambda _: None,
 ) -> int:
     """Poll and serve until a signal, or until an exception that nobody expected; each of `hangups` is a reload."""
     _use_one_arena()
     gc.set_threshold(_GARBAGE)
-    watched = WatchedFile(file)  # before it is read: no change in between is missed
+    # Before the file is read: no change in between is missed.
+    watch = Watch(digests([file])) if flags.auto_reload_interval else None
     whole, web_config = _load_both(file, flags.web_config_file)
     loaded = shards.part(whole, shard)
     with contextlib.ExitStack() as stack:
@@ -328,7 +330,7 @@ def _run(
                 limits=limits,
                 web_config=web_config,
                 hangups=hangups,
-                watched=watched,
+                watch=watch,
             )
         )
 
@@ -377,11 +379,13 @@ class _Process:
         *,
         limits: Limits,
         web_config: Watched | None,
-        hangups: SimpleQueue[None] | None,
-        watched: WatchedFile,
+        hangups: Requests | None,
+        watch: Watch | None,
     ) -> int:
         """Serve until stopped; return the exit status."""
         self._loop = asyncio.get_running_loop()
+        requests: Requests = SimpleQueue() if hangups is None else hangups
+        reloads = Reloads(configuration, requests, watch=watch, interval=flags.auto_reload_interval, fatal=self._fail)
         _on_stop_signals(self._stop)  # not the loop's own way, which would bring the default back when it closes
         application = web.application(
             self.poller,
@@ -390,27 +394,21 @@ class _Process:
             configuration,
             web_config=web_config,
             telemetry_path=flags.telemetry_path,
-            lifecycle=flags.enable_lifecycle,
+            request_reload=reloads.request if flags.enable_lifecycle else None,
         )
         servers = self._servers(application, limits, web_config)
         for each, listeners in zip(servers, (sockets, probes), strict=True):
             each.start(listeners)
         self.poller.start()
         self._ready.start()
-        following = asyncio.create_task(self._follow(web_config))
-        if hangups is not None:
-            threading.Thread(
-                target=self._reload,
-                args=(hangups, configuration, watched, flags.auto_reload_interval),
-                name="reload",
-                daemon=True,
-            ).start()
+        reloads.start()
+        if web_config is not None:
+            web_config.start(self._fail)
         await self._stopped.wait()
         _on_stop_signals(signal.SIG_IGN)  # one is enough
         logger.info("stopping")
         self.poller.stop()
         self._ready.stop()
-        following.cancel()
         await asyncio.gather(*(each.stop(_GRACE) for each in servers))
         return self._status
 
@@ -424,36 +422,6 @@ class _Process:
             Server(application, headers=web.HEADERS, limits=limits, settings=settings),
             Server(web.health_application(self.poller), headers=web.HEADERS, limits=limits),
         )
-
-    async def _follow(self, web_config: Watched | None) -> None:
-        """Bring changes of the web configuration into force."""
-        try:
-            while web_config is not None:
-                await asyncio.sleep(_WATCHING)
-                await asyncio.to_thread(web_config.refresh)
-        except Exception as error:  # noqa: BLE001 - no later change would be seen
-            self._fail(error)
-
-    def _reload(
-        self,
-        hangups: SimpleQueue[None],
-        configuration: Configuration,
-        watched: WatchedFile,
-        interval: float | None,
-    ) -> None:
-        """Reload after each hang-up, and after each change of the file, looked for every `interval` seconds if any."""
-        try:
-            while True:
-                try:
-                    hangups.get(timeout=interval)
-                except Empty:
-                    if not watched.changed():
-                        continue
-                while not hangups.empty():  # several in a row want the same
-                    hangups.get()
-                configuration.reload()
-        except BaseException as error:  # noqa: BLE001 - no later signal would be heeded
-            self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         """End the process, from any thread: old numbers behind a healthy page would be worse."""

@@ -83,6 +83,7 @@ def _demo_flags(parser: argparse.ArgumentParser) -> None:
     _add_listen_flag(parser, _loopback_address, "loopback address to listen on (default: 127.0.0.1:10105)")
     parser.set_defaults(
         default_listen_address=("127.0.0.1", 10105),
+        auto_reload_interval=None,
         enable_lifecycle=False,
         web_config_file=None,
         health_addresses=None,

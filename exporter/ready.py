@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from isal import isal_zlib
 
+from exporter import threads
 from exporter.exposition import HEADS
 
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ class Ready:
             self._keep(_parts(outdated, self._exposition.snapshot()))
 
     def start(self) -> None:
-        """Keep ready what is asked for, until stopped."""
-        threading.Thread(target=self._run, name="ready", daemon=True).start()
+        """Keep ready what is asked for, until stopped. Raises NoThreadError."""
+        threads.start(self._run, name="ready")
 
     def stop(self) -> None:
         """Let the thread end; does not wait for it."""

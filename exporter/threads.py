@@ -21,7 +21,9 @@ def start(work: Callable[[], object], *, name: str) -> None:
     try:
         threading.Thread(target=work, name=name, daemon=True).start()
     except RuntimeError as error:
-        raise NoThreadError(f"the thread {name!r} cannot be started: {error}") from None
+        raise NoThreadError(
+            f"the thread {name!r} cannot be started: {error}; see the limits on processes and memory"
+        ) from None
 
 
 def call(work: Callable[[], Result], *, name: str) -> Future[Result]:

@@ -49,7 +49,9 @@ def test_no_thread(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="cannot be started") as read:
             files.read(tmp_path)
 
-    assert str(started.value) == "the thread 'one' cannot be started: can't start new thread"
+    assert str(started.value) == (
+        "the thread 'one' cannot be started: can't start new thread; see the limits on processes and memory"
+    )
     assert read.value.errno == errno.EAGAIN
     with pytest.raises(IsADirectoryError):
         files.read(tmp_path)

@@ -105,7 +105,7 @@ def test_by_signal(tmp_path: Path, braze: Simulator) -> None:
         eventually(lambda: shown(exporter) == set(others), what="a campaign less")
         file.write_text("nonsense", encoding="utf-8")
         exporter.program.process.send_signal(signal.SIGHUP)
-        exporter.program.logged("the configuration is refused")
+        exporter.program.logged("reload failed, keeping the previous configuration")
         refused = exporter.samples(SUCCESSFUL)
         configure(tmp_path, braze)
         for _ in range(50):  # a crowd of signals is a reload or a few, and no deadlock

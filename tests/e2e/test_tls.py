@@ -341,7 +341,7 @@ def test_changes_come_into_force(secured: Start) -> None:
 
         # Another certificate.
         (exporter.file.parent / "tls/server.pem").write_bytes((exporter.certificates.folder / "later.pem").read_bytes())
-        exporter.exporter.program.logged("level=error msg=.the web configuration is refused, the old one stays")
+        exporter.exporter.program.logged("level=error msg=.the reload of the web configuration failed")
         assert f"{SUCCESSFUL} 0.0" in exporter.get(**user).text
         assert certificate(exporter) == before
         (exporter.file.parent / "tls/server.key").write_bytes((exporter.certificates.folder / "later.key").read_bytes())
