@@ -2,23 +2,25 @@
 
 import asyncio
 import gzip
+import re
 import socket
 import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pytest
+import requests
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from exporter.simulator import Hang, Simulator
 from exporter.web import HEADERS, SingleFlight
 from tests.accept import BROWSER, OPENMETRICS, PROMETHEUS_2_42, PROMETHEUS_3, PROMETHEUS_3_TEXT
-from tests.exporters import KEY, Exporter, configure, running_exporter
-from tests.servers import eventually
+from tests.exporters import KEY, Exporter, ask, configure, running_exporter
+from tests.servers import eventually, running
 from tests.system import no_new_threads
 
 
@@ -231,9 +233,49 @@ def test_another_telemetry_path(tmp_path: Path) -> None:
         Simulator(api_key=KEY, campaigns=1) as braze,
         running_exporter(configure(tmp_path, braze), "--web.telemetry-path=/braze/metrics-1.txt") as exporter,
     ):
-        assert '<a href="/braze/metrics-1.txt">' in exporter.ask("/").text
+        assert '<a href="braze/metrics-1.txt">' in exporter.ask("/").text
         assert "braze_campaign_up" in exporter.ask("/braze/metrics-1.txt").text
         assert exporter.ask("/metrics").status_code == 404
+
+
+PROXY = """
+daemon off; master_process off; pid {folder}/pid; error_log stderr;
+events {{}}
+http {{
+  access_log off; client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
+  uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
+  server {{ listen 127.0.0.1:{port}; location /tools/exporter/ {{ proxy_pass {url}/; }} }}
+}}
+"""
+
+
+def test_behind_a_path_prefix(tmp_path: Path, nginx: Path) -> None:
+    """Behind a proxy that serves the exporter below a path, each link of the overview leads to its page."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    proxied = f"http://127.0.0.1:{port}/tools/exporter/"
+    with (
+        Simulator(api_key=KEY, campaigns=1) as braze,
+        running_exporter(configure(tmp_path, braze), "--web.telemetry-path=/braze/metrics") as exporter,
+    ):
+        (tmp_path / "nginx.conf").write_text(PROXY.format(folder=tmp_path, port=port, url=exporter.url))
+        command = (nginx, "-p", tmp_path, "-e", "stderr", "-c", tmp_path / "nginx.conf")
+        with running(command, log=tmp_path / "nginx.log"):
+            overview = eventually(lambda: _text(proxied), what="an nginx that listens")
+            links = re.findall(r'<a href="([^"]*)">', overview)
+            answers = [ask(urljoin(proxied, link)) for link in links]
+
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert "braze_campaign_up" in answers[0].text
+    assert "workspaces:" in answers[1].text
+
+
+def _text(url: str) -> str:
+    """Return what an address answers, nothing where nobody listens yet."""
+    try:
+        return ask(url).text
+    except requests.ConnectionError:
+        return ""
 
 
 @pytest.mark.server
