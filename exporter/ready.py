@@ -77,7 +77,7 @@ class Ready:
         self._fatal = fatal
         self._asked: dict[Encoding, float] = {}
         self._parts: dict[Encoding, Part] = {}
-        self._keeping = threading.Lock()
+        self._keeping = threading.Lock()  # between comparing versions and putting a part in its place
         self._stopped = threading.Event()
 
     def part(self, encoding: Encoding) -> Part | None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import select
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -117,6 +118,33 @@ def test_a_hung_path_has_one_thread(volume: Volume, tmp_path: Path) -> None:
 
     assert opened_while_hung == 1
     assert results == [b"content"] * 20
+
+
+def test_reads_of_one_path_never_overlap(tmp_path: Path) -> None:
+    """However many threads begin to read a path at the same moment, one opens it at a time."""
+    (tmp_path / "file").write_bytes(b"content")
+    inside: list[Path] = []
+    crowds: list[int] = []
+
+    def open_counted(path: Path) -> int:
+        inside.append(path)
+        crowds.append(len(inside))
+        descriptor = os.open(path, os.O_RDONLY)
+        inside.remove(path)
+        return descriptor
+
+    reader = Files(open_counted)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(10):
+            with reading(read_fully(reader), tmp_path / "file", times=16) as results:
+                pass
+            assert results == [b"content"] * 16
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert crowds == [1] * 160
 
 
 def test_another_path_does_not_wait(volume: Volume, tmp_path: Path) -> None:

@@ -56,6 +56,16 @@ METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
         (f"{OPENMETRICS};q=1e0", TEXT_0),
         (f"{OPENMETRICS};q=high", TEXT_0),
         (f"{OPENMETRICS};Q=0.1,text/plain;q=0.2", TEXT_0),
+        # The same one several times: the best quality counts.
+        ("text/plain, text/plain;q=0.5", TEXT_0),
+        ("text/plain;q=0.1, text/plain;q=0.9, application/openmetrics-text;q=0.5", TEXT_0),
+        ("text/plain;q=0.9, text/plain;q=0.1, application/openmetrics-text;q=0.5", TEXT_0),
+        ("application/openmetrics-text;q=0.1, application/openmetrics-text;q=0.9, text/plain;q=0.5", METRICS),
+        ("application/openmetrics-text;q=0.9, application/openmetrics-text;q=0.1, text/plain;q=0.5", METRICS),
+        ("text/plain;version=1.0.0;q=0.1, text/plain;version=1.0.0;q=0.9, text/plain;q=0.5", TEXT_1),
+        ("text/plain;version=1.0.0;q=0.9, text/plain;version=1.0.0;q=0.1, */*;q=0.5", TEXT_1),
+        (f"*/*;q=0.1, */*, {OPENMETRICS};q=0.5", TEXT_0),
+        (f"text/*, text/*;q=0.1, {OPENMETRICS};q=0.5", TEXT_0),
         # Escaping, of the element that was chosen.
         (f"{OPENMETRICS};escaping=underscores", f"{METRICS}; escaping=underscores"),
         (f"{OPENMETRICS};escaping=Allow-UTF-8", f"{METRICS}; escaping=allow-utf-8"),
