@@ -1,14 +1,17 @@
 """Reloads of a running exporter: by signal and over HTTP, good files and bad ones, and two hundred in a row."""
 
+import os
 import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import requests
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from exporter.simulator import Hang, Latency, Simulator
@@ -129,6 +132,30 @@ def test_by_a_change_of_the_file(tmp_path: Path, braze: Simulator) -> None:
         output = exporter.program.output()
 
     assert output.count(RELOADED) == 1
+
+
+def test_a_file_that_hangs(tmp_path: Path, braze: Simulator) -> None:
+    """A file that is read without an end delays no scrape; its reload fails, and a stop does not wait for it."""
+    file = configure(tmp_path, braze)
+    with running_exporter(file, "--web.enable-lifecycle") as exporter, ThreadPoolExecutor() as pool:
+        file.unlink()
+        os.mkfifo(file)
+        with open(os.open(file, os.O_RDWR), "wb"):  # noqa: PTH123 - a writer that writes nothing, and does not wait
+            reloading = pool.submit(reload, exporter)
+            scrapes = [exporter.ask().ok for _ in range(5)]
+            while_scraped = not reloading.done()
+            status, text = reloading.result()
+            samples = exporter.samples(SUCCESSFUL)
+            stopped = pool.submit(exporter.ask, "/-/reload", method="POST")
+            exporter.program.process.send_signal(signal.SIGTERM)
+            ended = exporter.program.process.wait(20)
+            assert isinstance(stopped.exception(), requests.RequestException)
+
+    assert scrapes == [True] * 5
+    assert while_scraped
+    assert (status, "does not answer within 5 s" in text) == (500, True)
+    assert samples == {SUCCESSFUL: "0.0"}
+    assert ended == 0
 
 
 def test_a_signal_before_the_first_round(tmp_path: Path, braze: Simulator) -> None:
