@@ -1,6 +1,5 @@
 """Tests of exporter.cli: what ends by itself in this process, all else and signals in processes of their own."""
 
-import os
 import re
 import resource
 import signal
@@ -18,6 +17,7 @@ from exporter.simulator import Drip, Fault, Hang, Latency, Simulator, Status
 from tests.commands import Run, commands
 from tests.exporters import COMMAND, KEY, Exporter, ask, config_check, configure, running_exporter
 from tests.servers import Program, eventually, running
+from tests.system import hung_file, reads
 
 STOPPING = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 CAMPAIGN = "3bbc4555-8fa0-4c9b-a5c0-4505edf3e064"
@@ -337,17 +337,15 @@ def test_stopping_simulate(number: int, tmp_path: Path) -> None:
 def test_stopping_before_the_server_is_up(number: int, tmp_path: Path) -> None:
     """A signal while the configuration is read ends the exporter with status 0, too."""
     configure(tmp_path, "http://127.0.0.1:1", names={CAMPAIGN: "One"})
-    os.mkfifo(tmp_path / "fifo.yaml")
-    with running((*COMMAND, f"--config.file={tmp_path / 'fifo.yaml'}"), log=tmp_path / "log") as program:
-        # Opening for writing succeeds once the exporter reads, which it does until this end is closed.
-        descriptor = eventually(lambda: written(tmp_path / "fifo.yaml"), what="a reader of the configuration")
+    file = tmp_path / "fifo.yaml"
+    with hung_file(file), running((*COMMAND, f"--config.file={file}"), log=tmp_path / "log") as program:
+        eventually(lambda: reads(program.process.pid, file), what="a reader of the configuration")
 
         def ended() -> bool:
             program.process.send_signal(number)  # again: one that comes just before a system call does not end it
             return program.process.poll() is not None
 
         eventually(ended, what="an end", timeout=1)
-    os.close(descriptor)
 
     assert program.process.returncode == 0
     assert not program.output()
@@ -474,11 +472,3 @@ def has_ipv6() -> bool:
     except OSError:
         return False
     return True
-
-
-def written(fifo: Path) -> int:
-    """Open a named pipe for writing and return the descriptor; 0 while nobody reads it."""
-    try:
-        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:
-        return 0

@@ -1,6 +1,5 @@
 """Reloads of a running exporter: by signal and over HTTP, good files and bad ones, and two hundred in a row."""
 
-import os
 import re
 import signal
 import threading
@@ -17,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from exporter.simulator import Hang, Latency, Simulator
 from tests.exporters import KEY, Exporter, config_check, configure, running_exporter
 from tests.servers import eventually
+from tests.system import hung_file, reads
 
 pytestmark = pytest.mark.server
 
@@ -137,19 +137,22 @@ def test_by_a_change_of_the_file(tmp_path: Path, braze: Simulator) -> None:
 def test_a_file_that_hangs(tmp_path: Path, braze: Simulator) -> None:
     """A file that is read without an end delays no scrape; its reload fails, and a stop does not wait for it."""
     file = configure(tmp_path, braze)
-    with running_exporter(file, "--web.enable-lifecycle") as exporter, ThreadPoolExecutor() as pool:
-        file.unlink()
-        os.mkfifo(file)
-        with open(os.open(file, os.O_RDWR), "wb"):  # noqa: PTH123 - a writer that writes nothing, and does not wait
-            reloading = pool.submit(reload, exporter)
-            scrapes = [exporter.ask().ok for _ in range(5)]
-            while_scraped = not reloading.done()
-            status, text = reloading.result()
-            samples = exporter.samples(SUCCESSFUL)
-            stopped = pool.submit(exporter.ask, "/-/reload", method="POST")
-            exporter.program.process.send_signal(signal.SIGTERM)
-            ended = exporter.program.process.wait(20)
-            assert isinstance(stopped.exception(), requests.RequestException)
+    with (
+        running_exporter(file, "--web.enable-lifecycle") as exporter,
+        ThreadPoolExecutor() as pool,
+        hung_file(file),
+    ):
+        reloading = pool.submit(reload, exporter)
+        eventually(lambda: reads(exporter.program.process.pid, file), what="a read that hangs")
+        scrapes = [exporter.ask().ok for _ in range(5)]
+        while_scraped = not reloading.done()
+        status, text = reloading.result()
+        samples = exporter.samples(SUCCESSFUL)
+        stopped = pool.submit(exporter.ask, "/-/reload", method="POST")
+        eventually(stopped.running, what="another reload")
+        exporter.program.process.send_signal(signal.SIGTERM)
+        ended = exporter.program.process.wait(20)
+        assert isinstance(stopped.exception(), requests.RequestException)
 
     assert scrapes == [True] * 5
     assert while_scraped
