@@ -427,10 +427,12 @@ class _Tls:
             with _as_file(certificate) as file, _as_file(key) as key_file:
                 context.load_cert_chain(file, key_file, password="")  # never asked for on the terminal
         except ssl.SSLError as error:
-            what, got = f"a private key {_IN_PEM}", "none, or a broken one"
-            if error.reason == "KEY_VALUES_MISMATCH":
+            what, got = "a certificate and a key that OpenSSL takes", f"others ({error.reason})"
+            if not error.reason:
+                what, got = f"a private key {_IN_PEM}", "none, or a broken one"
+            elif error.reason == "KEY_VALUES_MISMATCH":
                 what, got = "the private key of the certificate", "that of another"
-            elif error.reason and "KEY_TOO_SMALL" in error.reason:
+            elif error.reason == "EE_KEY_TOO_SMALL":
                 what, got = "a key that OpenSSL takes for safe", "one that is too small"
             self._section.wrong(self._key_of("key"), what, got)
 

@@ -7,6 +7,7 @@ import select
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from exporter.files import Files
 from exporter.threads import NoThreadError
 from exporter.webconfig import CIPHER_SUITES, Watched, WebConfig, certificate_fits, load
 from tests.certificates import Certificates, make_certificates
-from tests.servers import eventually
+from tests.servers import ROOT, eventually
 from tests.system import Volume, no_new_threads
 
 HASH = "$2y$04$V7JRrLpBaoLS.nMFMnVi3efMn3LVZdjl4vtfVVgGjTPqnAYqU60f2"
@@ -38,6 +39,7 @@ def certificates(openssl: Path, tmp_path_factory: pytest.TempPathFactory) -> Cer
     made.sign("other", "DNS:localhost")
     made.sign("client", "DNS:prometheus", "IP:2001:db8::1", "email:a@example.com", "URI:spiffe://example.com/a")
     made.sign("weak", "DNS:localhost", key=("-newkey", "rsa:512"))
+    made.sign("sha1", "DNS:localhost", digest="sha1")
     folder = made.folder
     (folder / "empty.pem").write_bytes(b"")
     (folder / "broken.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
@@ -88,7 +90,15 @@ BAD = [
     ("just a text", "expected a mapping of keys to values, got another content, which is not shown"),
     ("tls: {}", "tls: expected one of the keys basic_auth_users, http_server_config, rate_limit, tls_server_config"),
     ("tls_server_config: []", "tls_server_config: expected a mapping of keys to values, got an empty list"),
-    (f"tls_server_config: {{{TLS}, cert_fil: x}}", "cert_fil: expected one of the keys"),
+    (f"tls_server_config: {{{TLS}, cert_fil: x}}", "cert_fil: expected one of the keys cert, cert_file, cipher_suites"),
+    (
+        f"tls_server_config: {{{TLS}, cert_fil: x}}",
+        "curve_preferences, key, key_file, max_version, min_version, prefer",
+    ),
+    (f"tls_server_config: {{{TLS}, cert_fil: x}}", "server_cipher_suites, got an unknown one; did you mean cert_file?"),
+    ("basic_auth: {}", "rate_limit, tls_server_config, got an unknown one; did you mean basic_auth_users?"),
+    ("tls: {}", "tls_server_config, got an unknown one\n"),
+    ("tls_server_config: {cert_file: [server.pem], key_file: server.key}", "cert_file: expected text, got a list\n"),
     (f"tls_server_config: {{{TLS}, {TLS}}}", "expected each key once"),
     ("tls_server_config: {cert_file: server.pem}", "tls_server_config: expected key_file or key, got neither"),
     ("tls_server_config: {key_file: server.key}", "tls_server_config: expected cert_file or cert, got neither"),
@@ -141,6 +151,9 @@ REFUSED = [
     (f"tls_server_config: {{{TLS}, {CLIENTS.replace('ca.', 'empty.')}}}", "client_ca_file: expected certificates of"),
     (f"tls_server_config: {{{TLS}, cert: x}}", "cert_file: expected either cert or cert_file, got both"),
     ('http_server_config: {headers: {X-XSS-Protection: "1\\nSet-Cookie: a"}}', "one line of printable ASCII"),
+    ("http_server_config: {headers: {Content-Security-Policy: 'schön'}}", "one line of printable ASCII"),
+    ("http_server_config: {headers: {X-XSS-Protection: true}}", "expected text, got the boolean true; put it in quot"),
+    ("tls_server_config: {cert_file: sha1.pem, key_file: sha1.key}", "that OpenSSL takes, got others (CA_MD_TOO_WEAK)"),
 ]  # fmt: skip
 
 
@@ -159,7 +172,7 @@ def test_bad(text: str, expected: str, write: Written, promtool: Path) -> None:
     file = write(text)
 
     assert not checked(promtool, file) or "NoClientCert}" in text  # which versions after 2.42 refuse
-    assert expected in problems(file)
+    assert expected in f"{problems(file)}\n"
 
 
 @pytest.mark.parametrize(("text", "expected"), REFUSED)
@@ -278,6 +291,94 @@ def test_cipher_suites(suite: str, write: Written, certificates: Certificates) -
 
     assert greet(loaded, fitting) == "TLSv1.2"
     assert greet(loaded, other) is None
+
+
+def test_tls_settings(write: Written) -> None:
+    """Without settings TLS is 1.2 or 1.3, with our order of ciphers, no renegotiation, and no client's certificate."""
+    context = load(write(f"tls_server_config: {{{TLS}}}")).context
+
+    assert context is not None
+    assert (context.minimum_version, context.maximum_version) == (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+    assert context.options & ssl.OP_CIPHER_SERVER_PREFERENCE
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+    assert context.verify_mode == ssl.CERT_NONE
+
+
+@pytest.mark.parametrize(("preference", "expected"), [("false", False), ("true", True)])
+def test_the_order_of_ciphers(preference: str, expected: bool, write: Written) -> None:  # noqa: FBT001 - a parameter
+    """The client's order of cipher suites counts where it is asked for."""
+    context = load(write(f"tls_server_config: {{{TLS}, prefer_server_cipher_suites: {preference}}}")).context
+
+    assert context is not None
+    assert bool(context.options & ssl.OP_CIPHER_SERVER_PREFERENCE) is expected
+
+
+def test_a_client_that_speaks_http2(write: Written, certificates: Certificates) -> None:
+    """A client that would rather speak HTTP/2 is told to speak HTTP/1.1."""
+    client = client_context(certificates)
+    client.set_alpn_protocols(["h2", "http/1.1"])
+
+    assert shaken(load(write(f"tls_server_config: {{{TLS}}}")), client).selected_alpn_protocol() == "http/1.1"
+
+
+@pytest.mark.parametrize("curves", ["[]", "[X25519, CurveP256, CurveP384, CurveP521]", "[CurveP384, CurveP384]"])
+@pytest.mark.parametrize("curve", ["prime256v1", "secp384r1"])
+def test_curves(curves: str, curve: str, write: Written, certificates: Certificates) -> None:
+    """One curve excludes the others; all of them, or none, exclude nothing."""
+    client = client_context(certificates)
+    client.set_ecdh_curve(curve)
+    loaded = load(write(f"tls_server_config: {{{TLS}, curve_preferences: {curves}}}"))
+
+    assert (greet(loaded, client) is None) is (curves == "[CurveP384, CurveP384]" and curve == "prime256v1")
+
+
+def test_the_systems_cas(write: Written, certificates: Certificates) -> None:
+    """Without client_ca_file certificates of clients are verified by the system's CAs, where they are verified."""
+    script = "import sys; from pathlib import Path; from exporter.webconfig import load; "
+    script += "print(len(load(Path(sys.argv[1])).context.get_ca_certs()))"
+    counts = [
+        subprocess.run(
+            [sys.executable, "-c", script, write(f"tls_server_config: {{{TLS}, client_auth_type: {kind}}}")],
+            cwd=ROOT,
+            env={**os.environ, "SSL_CERT_FILE": str(certificates.ca), "SSL_CERT_DIR": "/nowhere"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for kind in ("RequireAndVerifyClientCert", "VerifyClientCertIfGiven", "NoClientCert")
+    ]
+
+    assert counts == ["1\n", "1\n", "0\n"]
+
+
+def test_a_trusted_certificate_needs_no_root(write: Written, certificates: Certificates, tmp_path: Path) -> None:
+    """Whatever the CA file contains is trusted, also a client's certificate itself."""
+    write("")
+    (tmp_path / "only.pem").write_bytes((certificates.folder / "client.pem").read_bytes())
+    loaded = load(write(f"tls_server_config: {{{TLS}, {CLIENTS.replace('ca.pem', 'only.pem')}}}"))
+
+    assert greet(loaded, client_context(certificates, "client"))
+
+
+def test_users_headers_and_names(write: Written) -> None:
+    """Users come with their hashes, headers without white space around them and without empty ones, names as a set."""
+    loaded = load(
+        write(
+            f"tls_server_config: {{{TLS}, {CLIENTS}, client_allowed_sans: [a, b, a]}}\n"
+            "http_server_config: {headers: {X-XSS-Protection: 1, X-Frame-Options: deny, Strict-Transport-Security: '',"
+            " Content-Security-Policy: \" default-src 'self' \"}}\n"
+            f"basic_auth_users: {{alice: {HASH}}}"
+        )
+    )
+
+    assert loaded.users == {"alice": HASH.encode()}
+    assert loaded.allowed_sans == {"a", "b"}
+    assert loaded.headers == {
+        "Content-Security-Policy": "default-src 'self'",
+        "X-Frame-Options": "deny",
+        "X-XSS-Protection": "1",
+    }
+    assert HASH not in repr(loaded)
 
 
 def test_all_cipher_suites_exist() -> None:
@@ -688,6 +789,11 @@ def greet(loaded: WebConfig, client: ssl.SSLContext, seen: list[object] | None =
 
 def served(loaded: WebConfig, client: ssl.SSLContext) -> bytes:
     """Return the certificate that a client gets to see."""
+    return shaken(loaded, client).getpeercert(binary_form=True) or b""
+
+
+def shaken(loaded: WebConfig, client: ssl.SSLContext) -> ssl.SSLObject:
+    """Return the client's side of a handshake."""
     assert loaded.context is not None
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ours = client.wrap_bio(to_client, to_server, server_hostname="localhost")
@@ -695,7 +801,7 @@ def served(loaded: WebConfig, client: ssl.SSLContext) -> bytes:
     for side in (ours, theirs, ours):
         with suppress(ssl.SSLWantReadError):
             side.do_handshake()
-    return ours.getpeercert(binary_form=True) or b""
+    return ours
 
 
 def _answer(listener: socket.socket, loaded: WebConfig, seen: list[object]) -> None:

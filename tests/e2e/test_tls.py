@@ -401,6 +401,25 @@ def test_changes_come_into_force(secured: Start) -> None:
     assert listening(exporter) == listeners  # nobody was refused in between
 
 
+def test_an_emptied_file(secured: Start) -> None:
+    """A file that is emptied opens nothing until the exporter is started with it, which warns."""
+    exporter = secured(TLS + USERS)
+    user = {"user": "prometheus", "password": PASSWORDS["prometheus"]}
+    exporter.file.write_text("# nothing\n", encoding="utf-8")
+    exporter.exporter.program.logged("level=error .*expected TLS or users, as in the configuration in force")
+
+    assert exporter.get().status == 401
+    assert f"{SUCCESSFUL} 0.0" in exporter.get(**user).text
+
+
+def test_an_empty_file(secured: Start) -> None:
+    """An exporter that is started with an empty file serves everybody, and warns once."""
+    exporter = secured("")
+
+    assert f"{SUCCESSFUL} 1.0" in exporter.get().text
+    assert exporter.exporter.program.output().count("everybody is served, without TLS") == 1
+
+
 def test_the_metric_is_there_with_a_web_configuration_only(tmp_path: Path) -> None:
     """Without the flag nothing is said of a web configuration."""
     with Simulator(api_key=KEY, campaigns=1) as braze, running_exporter(configure(tmp_path, braze)) as exporter:
