@@ -139,7 +139,7 @@ class Reloads:
                 requests = [self._requests.get(timeout=pause)]
             except Empty:
                 if not self._changed():
-                    pause = self._pause()
+                    pause = pause_before_look(self._interval, changed=self._watch is not None and self._watch.changed)
                     continue
                 requests = []
             while not self._requests.empty():
@@ -153,10 +153,10 @@ class Reloads:
         self._watch.in_use = self._watch.seen
         return True
 
-    def _pause(self) -> float | None:
-        if self._interval is None or self._watch is None or not self._watch.changed:
-            return self._interval
-        return min(self._interval, _SECOND_LOOK)
+
+def pause_before_look(interval: float | None, *, changed: bool) -> float | None:
+    """Return the seconds until the next look at a file: a second look at one that changed comes soon. Pure."""
+    return min(interval, _SECOND_LOOK) if interval is not None and changed else interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from exporter.config import Campaign, Config, ConfigError, Limits, Poll, Workspa
 from exporter.exposition import Exposition, Format
 from exporter.files import Budget, Files, Watch, digests
 from exporter.poller import CampaignState, Clock, Poller
-from exporter.reload import Changes, Configuration, Reloads, Requests, compare
+from exporter.reload import Changes, Configuration, Reloads, Requests, compare, pause_before_look
 from exporter.shards import WHOLE
 from exporter.simulator import Cut, Hang, Latency, Simulator, Status
 from exporter.threads import NoThreadError
@@ -271,6 +271,15 @@ def test_a_change_of_the_file_reloads(gate: Gate, tmp_path: Path) -> None:
     eventually(lambda: looked.more() > 3, what="further looks")
 
     assert gate.entered == 2
+
+
+@pytest.mark.parametrize(
+    ("interval", "changed", "expected"),
+    [(30.0, False, 30.0), (30.0, True, 1.0), (0.5, True, 0.5), (None, True, None), (None, False, None)],
+)
+def test_a_second_look_comes_soon(interval: float | None, changed: bool, expected: float | None) -> None:  # noqa: FBT001 - a parameter
+    """A file that was found changed is looked at again after a second, however long the interval is."""
+    assert pause_before_look(interval, changed=changed) == expected
 
 
 @dataclass(slots=True)

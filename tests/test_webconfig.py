@@ -302,6 +302,32 @@ def test_tls_settings(write: Written) -> None:
     assert context.options & ssl.OP_CIPHER_SERVER_PREFERENCE
     assert context.options & ssl.OP_NO_RENEGOTIATION
     assert context.verify_mode == ssl.CERT_NONE
+    usual = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    assert (context.security_level, context.get_ciphers()) == (usual.security_level, usual.get_ciphers())
+
+
+@pytest.mark.parametrize(
+    ("settings", "level", "suites"),
+    [
+        ("min_version: TLS13", None, None),
+        ("cipher_suites: [TLS_AES_128_GCM_SHA256]", None, None),
+        ("cipher_suites: [TLS_RSA_WITH_AES_128_GCM_SHA256]", None, {"AES128-GCM-SHA256"}),
+        ("min_version: TLS10, cipher_suites: [TLS_RSA_WITH_AES_128_CBC_SHA]", 0, {"AES128-SHA"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_the_security_level(settings: str, level: int | None, suites: set[str] | None, write: Written) -> None:
+    """OpenSSL's security level is its own, but for versions before 1.2, which need level 0; chosen suites are all."""
+    context = load(write(f"tls_server_config: {{{TLS}, {settings}}}")).context
+    usual = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    assert context is not None
+    assert context.security_level == (usual.security_level if level is None else level)
+    names, usual_names = (
+        {cipher["name"] for cipher in each.get_ciphers() if cipher["protocol"] != "TLSv1.3"}
+        for each in (context, usual)
+    )
+    assert names == (usual_names if suites is None else suites)
 
 
 @pytest.mark.parametrize(("preference", "expected"), [("false", False), ("true", True)])
