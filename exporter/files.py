@@ -154,7 +154,7 @@ class Files:
                 raise OSError(errno.EINVAL, "not a regular file")
             os.set_blocking(descriptor, True)
             with open(descriptor, "rb", closefd=False) as file:
-                return file.read(-1 if limit is None else limit)
+                return file.read(limit)
         finally:
             os.close(descriptor)
 
