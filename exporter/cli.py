@@ -14,35 +14,37 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from exporter import __version__, check, config, logs, open_files, server, shards, systemd, web
 from exporter.config import ConfigError
 from exporter.exposition import Exposition
+from exporter.files import Watch, digests
 from exporter.flags import CAMPAIGNS, SIMULATED_KEY, flag_parser
 from exporter.open_files import TooFewOpenFilesError
 from exporter.output import Output
 from exporter.poller import Poller, system_clock
 from exporter.progress import Progress
 from exporter.ready import Ready
-from exporter.reload import Configuration, WatchedFile
+from exporter.reload import Configuration, Reloads
 from exporter.server import Limits, Server
 from exporter.shards import WHOLE, Shard
 from exporter.simulator import Simulator
 from exporter.textfile import Round, replace_file
+from exporter.threads import NoThreadError
 from exporter.webconfig import Watched, WebConfig
 
 if TYPE_CHECKING:
     import argparse
     import socket
     from collections.abc import Callable, Sequence
-    from queue import SimpleQueue
     from zoneinfo import ZoneInfo
 
     from starlette.types import ASGIApp
 
     from exporter.config import Config
+    from exporter.reload import Requests
     from exporter.signals import Signals
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,6 @@ _GRACE = 0.4  # seconds that running answers have when the process stops
 _M_ARENA_MAX = -8  # see mallopt(3)
 _REFUSED = 78  # EX_CONFIG of sysexits.h: the same configuration will be refused again
 _STOPPING = 0.9  # seconds from a signal to the end of the process, whatever still runs
-_WATCHING = 1  # seconds between two looks at the files of the web configuration
 
 
 def main(
@@ -74,6 +75,9 @@ def main(
     except _FailedError as error:
         print(error, file=sys.stderr)
         return error.status
+    except NoThreadError as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +319,8 @@ def _run(
     """Poll and serve until a signal, or until an exception that nobody expected; each SIGHUP is a reload."""
     _use_one_arena()
     gc.set_threshold(_GARBAGE)
-    watched = WatchedFile(file)  # before it is read: no change in between is missed
+    # Before the file is read: no change in between is missed.
+    watch = Watch(digests([file])) if flags.auto_reload_interval else None
     whole, web_config = _load_both(file, flags.web_config_file, refused=_REFUSED)
     with contextlib.ExitStack() as stack:
         addresses = flags.listen_addresses or [flags.default_listen_address]
@@ -367,7 +372,7 @@ def _run(
                 limits=limits,
                 web_config=web_config,
                 surroundings=surroundings,
-                watched=watched,
+                watch=watch,
             )
         )
 
@@ -439,12 +444,14 @@ class _Process:
         limits: Limits,
         web_config: Watched | None,
         surroundings: _Surroundings,
-        watched: WatchedFile,
+        watch: Watch | None,
     ) -> int:
         """Serve until stopped; return the exit status."""
         self._loop = asyncio.get_running_loop()
         surroundings.on_stop(self._end)
         threading.excepthook = lambda crash: self._fail(crash.exc_value or RuntimeError("a thread ended"))
+        requests: Requests = SimpleQueue() if surroundings.signals is None else surroundings.signals.hangups
+        reloads = Reloads(configuration, requests, watch=watch, interval=flags.auto_reload_interval, fatal=self._fail)
         application = web.application(
             self.poller,
             self._exposition,
@@ -452,7 +459,7 @@ class _Process:
             configuration,
             web_config=web_config,
             telemetry_path=flags.telemetry_path,
-            lifecycle=flags.enable_lifecycle,
+            request_reload=reloads.request if flags.enable_lifecycle else None,
             log_lines_dropped=lambda: surroundings.errors.dropped,
         )
         servers = self._servers(application, limits, web_config)
@@ -460,21 +467,15 @@ class _Process:
             each.start(listeners)
         self.poller.start()
         self._ready.start()
-        following = asyncio.create_task(self._follow(web_config))
-        if surroundings.signals is not None:
-            threading.Thread(
-                target=self._reload,
-                args=(surroundings.signals.hangups, configuration, watched, flags.auto_reload_interval),
-                name="reload",
-                daemon=True,
-            ).start()
+        reloads.start()
+        if web_config is not None:
+            web_config.start(self._fail)
         systemd.notify(systemd.READY, os.environ)
         await self._stopped.wait()
         systemd.notify(systemd.STOPPING, os.environ)
         logger.info("stopping")
         self.poller.stop()
         self._ready.stop()
-        following.cancel()
         await asyncio.gather(*(each.stop(_GRACE) for each in servers))
         return self._status
 
@@ -488,36 +489,6 @@ class _Process:
             Server(application, headers=web.HEADERS, limits=limits, settings=settings),
             Server(web.health_application(self.poller), headers=web.HEADERS, limits=limits),
         )
-
-    async def _follow(self, web_config: Watched | None) -> None:
-        """Bring changes of the web configuration into force."""
-        try:
-            while web_config is not None:
-                await asyncio.sleep(_WATCHING)
-                await asyncio.to_thread(web_config.refresh)
-        except Exception as error:  # noqa: BLE001 - no later change would be seen
-            self._fail(error)
-
-    def _reload(
-        self,
-        hangups: SimpleQueue[None],
-        configuration: Configuration,
-        watched: WatchedFile,
-        interval: float | None,
-    ) -> None:
-        """Reload after each hang-up, and after each change of the file, looked for every `interval` seconds if any."""
-        try:
-            while True:
-                try:
-                    hangups.get(timeout=interval)
-                except Empty:
-                    if not watched.changed():
-                        continue
-                while not hangups.empty():  # several in a row want the same
-                    hangups.get()
-                configuration.reload()
-        except BaseException as error:  # noqa: BLE001 - no later signal would be heeded
-            self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         """End the process, from any thread: old numbers behind a healthy page would be worse."""

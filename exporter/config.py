@@ -13,7 +13,6 @@ import difflib
 import functools
 import ipaddress
 import math
-import os
 import re
 import typing
 import zoneinfo
@@ -28,6 +27,8 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from exporter import files
+from exporter.files import Budget, Read
 from exporter.yamlfile import (
     Document,
     Finding,
@@ -84,10 +85,11 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What a file's values are read against: the folder of its relative paths, and the environment."""
+    """What a file's values are read against: the folder of its relative paths, the environment, the time for files."""
 
     folder: Path
     environ: Mapping[str, str]
+    budget: Budget
 
 
 _Info: TypeAlias = ValidationInfo[_Source | None]
@@ -229,7 +231,7 @@ def _key_file(value: object, info: _Info) -> object:
     if info.context is None:
         return value
     path = info.context.folder / _text("the path of a file with the API key")(value)
-    _key_from_file(path)
+    _key_from_file(path, info.context.budget.read)
     return path
 
 
@@ -336,14 +338,14 @@ class Config(BaseModel):
     workspaces: Annotated[tuple[Workspace, ...], _from_file(_filled)] = Field(description="the workspaces")
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Config:
-    """Return the configuration that the file at `path` holds.
+def load(path: Path, environ: Mapping[str, str], *, budget: Budget | None = None) -> Config:
+    """Return the configuration that the file at `path` contains.
 
-    `environ` is where keys named by `api_key_env` are looked up; every key must be there and valid. Raises ConfigError
-    with all problems, by line.
+    `environ` is where keys named by `api_key_env` are looked up; every key must be there and valid. `budget` is the
+    time for all files together. Raises ConfigError with all problems, by line.
     """
-    document = _read(path)
-    source = _Source(path.parent, environ)
+    source = _Source(path.parent, environ, budget or Budget())
+    document = _read(path, source.budget.read)
     config = None
     findings = list(_check_between(document, source))
     try:
@@ -356,14 +358,15 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     return config
 
 
-def read_api_key(workspace: Workspace, environ: Mapping[str, str]) -> str:
+def read_api_key(workspace: Workspace, environ: Mapping[str, str], *, read: Read = files.read) -> str:
     """Return the key of `workspace` as it stands now, without white space around it.
 
-    Raises ConfigError, with neither the key nor where it was looked for in it.
+    A file that hangs takes the timeout of `read`. Raises ConfigError, with neither the key nor where it was looked for
+    in it.
     """
     try:
         if workspace.api_key_file is not None:
-            return _key_from_file(workspace.api_key_file)
+            return _key_from_file(workspace.api_key_file, read)
         return _key_from_variable(workspace.api_key_env or "", environ)
     except PydanticCustomError as error:
         problem = f"workspace {quoted(workspace.name)}: {sentence(**(error.context or {}))}"
@@ -406,9 +409,9 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _read(path: Path) -> Document:
+def _read(path: Path, read: Callable[[Path], bytes]) -> Document:
     try:
-        return read_document(path)
+        return read_document(path, read)
     except SyntaxProblemError as error:
         problem = f"{path}{error}"
     raise ConfigError([problem])
@@ -510,20 +513,14 @@ def _mappings(location: Location, value: object) -> dict[Location, Mapping[str, 
     return {(*location, index): item for index, item in enumerate(items) if isinstance(item, dict)}
 
 
-def _key_from_file(path: Path) -> str:
+def _key_from_file(path: Path, read: Read) -> str:
     what = "a file with an API key"
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            content = file.read(_LONGEST_KEY + 1) or b""
+        content = read(path, limit=_LONGEST_KEY + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = error.strerror if isinstance(error, OSError) else None
         raise _expected(what, f"one that cannot be read ({reason or 'not a path'})") from None
     return _checked_key(content.decode("latin-1"), what)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a named pipe that nobody writes to is empty instead of holding up every poll."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _key_from_variable(variable: str, environ: Mapping[str, str]) -> str:

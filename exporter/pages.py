@@ -48,7 +48,10 @@ def landing_page(
     telemetry_path: str,
     now: float,
 ) -> str:
-    """Return the overview as HTML; `shown` is how many samples each campaign has, `now` the page's Unix time."""
+    """Return the overview as HTML; `shown` is how many samples each campaign has, `now` the page's Unix time.
+
+    Links are relative, so that they work behind a proxy that serves the exporter below a path of its own.
+    """
     states = Counter(map(_state, campaigns))
     failing = Counter(campaign.workspace for campaign in campaigns if campaign.failure is not None)
     ordered = sorted(campaigns, key=_state)
@@ -56,7 +59,7 @@ def landing_page(
         title=f"{states[FAILING]:,} failing - braze-exporter" if states[FAILING] else "braze-exporter",
         style=STYLE,
         version=html.escape(__version__),
-        metrics=html.escape(telemetry_path),
+        metrics=html.escape(telemetry_path.removeprefix("/")),
         shard=f" This is shard {shard.number} of {shard.total}." if (shard := configuration.shard).total > 1 else "",
         summary="\n".join(_summary(workspaces, campaigns, states, configuration)),
         time=_time(now),
@@ -406,9 +409,9 @@ _PAGE = """\
 <p>Polls the analytics of Braze campaigns and serves their latest days' counts as Prometheus metrics.{shard}</p>
 <nav>
 <a href="{metrics}">Metrics</a>
-<a href="/config">Configuration</a>
-<a href="/-/healthy">Health</a>
-<a href="/-/ready">Readiness</a>
+<a href="config">Configuration</a>
+<a href="-/healthy">Health</a>
+<a href="-/ready">Readiness</a>
 </nav>
 </header>
 <main>

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from isal import isal_zlib
 
+from exporter import threads
 from exporter.exposition import HEADS
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Ready:
         self._fatal = fatal
         self._asked: dict[Encoding, float] = {}
         self._parts: dict[Encoding, Part] = {}
-        self._keeping = threading.Lock()
+        self._keeping = threading.Lock()  # between comparing versions and putting a part in its place
         self._stopped = threading.Event()
 
     def part(self, encoding: Encoding) -> Part | None:
@@ -106,8 +107,8 @@ class Ready:
             self._keep(_parts(outdated, self._exposition.snapshot()))
 
     def start(self) -> None:
-        """Keep ready what is asked for, until stopped."""
-        threading.Thread(target=self._run, name="ready", daemon=True).start()
+        """Keep ready what is asked for, until stopped. Raises NoThreadError."""
+        threads.start(self._run, name="ready")
 
     def stop(self) -> None:
         """Let the thread end; does not wait for it."""

@@ -5,30 +5,40 @@ What is not in force any more leaves no trace, and what both configurations have
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from queue import Empty
+from typing import TYPE_CHECKING, TypeAlias
 
+from exporter import threads
 from exporter.config import ConfigError, warnings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+    from queue import SimpleQueue
 
     from exporter.config import Config, Workspace
+    from exporter.files import Watch
     from exporter.shards import Shard
 
 logger = logging.getLogger(__name__)
+
+Requests: TypeAlias = "SimpleQueue[Future[str | None] | None]"
+"""Requests for a reload: each a future of what is wrong, as `Configuration.reload` returns it, or None as of a signal.
+
+A signal's handler may put one at any time: unlike an event, this queue is safe in a handler that interrupts itself.
+"""
+
+_SECOND_LOOK = 1.0  # seconds after a look that found a change, to see whether the file is complete
 
 
 class Configuration:
     """What is in force, and how the last reload went; the load at the start counts as the first.
 
     `read` returns the file's configuration as it is now, as far as it is this shard's, `apply` brings one into force;
-    the former raises ConfigError where it cannot be used, the latter too, with nothing changed. Reading attributes
-    never waits for a reload.
+    the former raises ConfigError where it cannot be used, the latter too, with nothing changed. Attributes may be read
+    by any thread, `reload` is for one at a time.
     """
 
     def __init__(
@@ -47,32 +57,27 @@ class Configuration:
         self._read = read
         self._apply = apply
         self._wall = wall
-        self._reloading = threading.Lock()
         self._warned: tuple[str, ...] = ()
         self._warn(loaded)
 
     def reload(self) -> str | None:
-        """Read the file again and bring it into force; return what is wrong with it, None where it is in force now.
-
-        One reload is made at a time, in the thread that asks for it.
-        """
-        with self._reloading:
-            try:
-                loaded = self._read()
-                changes = compare(self.current, loaded)
-                self._apply(loaded, changes)
-            except ConfigError as error:
-                problem = str(error)
-            else:
-                self.current = loaded
-                self.successful = True
-                self.succeeded_at = self._wall()
-                self._warn(loaded)
-                logger.info("the configuration was reloaded", extra=changes.counts())
-                return None
-            self.successful = False
-            logger.error("the configuration is refused, the old one stays", extra={"error": problem})
-            return problem
+        """Read the file again and bring it into force; return what is wrong with it, None where it is in force now."""
+        try:
+            loaded = self._read()
+            changes = compare(self.current, loaded)
+            self._apply(loaded, changes)
+        except ConfigError as error:
+            problem = str(error)
+        else:
+            self.current = loaded
+            self.successful = True
+            self.succeeded_at = self._wall()
+            self._warn(loaded)
+            logger.info("the configuration was reloaded", extra=changes.counts())
+            return None
+        self.successful = False
+        logger.error("reload failed, keeping the previous configuration", extra={"error": problem})
+        return problem
 
     def _warn(self, loaded: Config) -> None:
         """Log those warnings that the configuration before did not lead to."""
@@ -83,29 +88,75 @@ class Configuration:
         self._warned = remarks
 
 
-class WatchedFile:
-    """A file that is looked at from time to time; it has changed when its bytes have.
+class Reloads:
+    """Reloads a configuration in a daemon thread: after requests, and after changes of its file.
 
-    Kubernetes puts another file in its place, an editor may write it in two steps: neither times nor inodes tell.
+    The file is looked at every `interval` seconds where there is a `watch`. Requests that arrive before a reload begins
+    share it. `fatal` is called when the thread ends by an exception.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._seen = self._digest()
+    def __init__(
+        self,
+        configuration: Configuration,
+        requests: Requests,
+        *,
+        watch: Watch | None = None,
+        interval: float | None = None,
+        fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._configuration = configuration
+        self._requests = requests
+        self._watch = watch
+        self._interval = interval
+        self._fatal = fatal
 
-    def changed(self) -> bool:
-        """Tell whether it holds other bytes than at the last look; a file that cannot be read has not changed."""
-        found = self._digest()
-        if found in {None, self._seen}:
+    def start(self) -> None:
+        """Reload from now on. Raises NoThreadError."""
+        threads.start(self._run, name="reload")
+
+    def request(self) -> Future[str | None]:
+        """Ask for a reload that begins from now on; return what is wrong with the file as a future, None if nothing."""
+        request = Future[str | None]()
+        self._requests.put(request)
+        return request
+
+    def _run(self) -> None:
+        try:
+            while True:
+                requests = self._wait()
+                problem = self._configuration.reload()
+                for request in requests:
+                    if request is not None and request.set_running_or_notify_cancel():
+                        request.set_result(problem)
+        except BaseException as error:  # noqa: BLE001 - no later request would be heeded
+            self._fatal(error)
+
+    def _wait(self) -> list[Future[str | None] | None]:
+        """Wait for requests, or for a change of the file; return the requests that are there then."""
+        pause = self._interval
+        while True:
+            try:
+                requests = [self._requests.get(timeout=pause)]
+            except Empty:
+                if not self._changed():
+                    pause = pause_before_look(self._interval, changed=self._watch is not None and self._watch.changed)
+                    continue
+                requests = []
+            while not self._requests.empty():
+                requests.append(self._requests.get())
+            return requests
+
+    def _changed(self) -> bool:
+        """Look at the file; return whether it has changed and is complete, which is told once for each change."""
+        if self._watch is None or not self._watch.look() or not self._watch.changed:
             return False
-        self._seen = found
+        self._watch.in_use = self._watch.seen
         return True
 
-    def _digest(self) -> bytes | None:
-        try:
-            return hashlib.sha256(self._path.read_bytes()).digest()
-        except OSError:
-            return None
+
+def pause_before_look(interval: float | None, *, changed: bool) -> float | None:
+    """Return the seconds until the next look at a file: a second look at one that changed comes soon. Pure."""
+    return min(interval, _SECOND_LOOK) if interval is not None and changed else interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -458,7 +458,10 @@ class _Guard:
         if not users:
             return Verdict.ALLOWED
         given = [value for name, value in scope["headers"] if name == b"authorization"]
-        return await self._authentication.check(users, given[0]) if len(given) == 1 else Verdict.REFUSED
+        if len(given) != 1:
+            return Verdict.REFUSED
+        host, _ = scope["client"] or ("", 0)  # None where it is gone already
+        return await self._authentication.check(users, given[0], host)
 
 
 async def _refuse(send: Send, status: HTTPStatus, header: tuple[bytes, bytes]) -> None:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Set as AbstractSet
+    from concurrent.futures import Future
 
 
 class Signals:
     """Receives signals that are blocked in all threads: SIGHUP, and others, each of which means the end.
 
     The first of the others calls `on_stop` in a thread of its own, and what comes later changes nothing. Each SIGHUP
-    before is an item of `hangups`.
+    before is an item of `hangups`: a request for a reload of which nobody waits for the result.
 
     Raises:
         RuntimeError: the system allows no thread.
@@ -30,7 +31,7 @@ class Signals:
 
     def __init__(self, numbers: AbstractSet[signal.Signals], on_stop: Callable[[], None]) -> None:
         self.on_stop = on_stop
-        self.hangups = SimpleQueue[None]()
+        self.hangups: SimpleQueue[Future[str | None] | None] = SimpleQueue()
         self._numbers = numbers
         threading.Thread(target=self._receive, name="signals", daemon=True).start()
 

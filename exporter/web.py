@@ -17,15 +17,17 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from exporter import __version__
+from exporter import __version__, threads
 from exporter.exposition import Format, written, written_metrics
 from exporter.metrics import exporter_rows, workspace_rows
 from exporter.negotiation import accepts_gzip, negotiate
 from exporter.pages import CONTENT_SECURITY_POLICY, config_page, landing_page
 from exporter.ready import Encoding
+from exporter.threads import NoThreadError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -58,12 +60,11 @@ def application(
     *,
     web_config: Watched | None = None,
     telemetry_path: str,
-    lifecycle: bool,
+    request_reload: Callable[[], Future[str | None]] | None,
     log_lines_dropped: Callable[[], int],
 ) -> ASGIApp:
-    """Return the ASGI application; `lifecycle` allows reloads over HTTP."""
+    """Return the ASGI application; without `request_reload` reloads over HTTP are refused."""
     scrape = _Scrape(poller, exposition, ready, configuration, web_config, log_lines_dropped)
-    reloading = asyncio.Lock()  # who waits for another's reload holds no thread that scrapes need
 
     def overview() -> str:
         campaigns = poller.campaigns
@@ -73,11 +74,10 @@ def application(
         )
 
     async def reload(_: Request) -> Response:
-        if not lifecycle:
+        if request_reload is None:
             text = "Reloading over HTTP is off: start braze-exporter with --web.enable-lifecycle, or send it SIGHUP.\n"
             return PlainTextResponse(text, status_code=403)
-        async with reloading:
-            problem = await asyncio.to_thread(configuration.reload)
+        problem = await asyncio.wrap_future(request_reload())
         if problem is not None:
             return PlainTextResponse(f"{problem}\n", status_code=500)
         return PlainTextResponse("The configuration was reloaded.\n")
@@ -131,7 +131,7 @@ def _page(write: Callable[[], str], content_type: str) -> Callable[[Request], Aw
         content = write().encode(errors="replace")  # a name may hold half a pair of surrogates
         return _compressed(content) if gzip else content
 
-    bodies = {gzip: _Together(partial(body, gzip=gzip)) for gzip in (False, True)}
+    bodies = {gzip: SingleFlight(partial(body, gzip=gzip)) for gzip in (False, True)}
 
     async def answer(request: Request) -> Response:
         gzip = accepts_gzip(_asked(request.headers, "Accept-Encoding"))
@@ -160,7 +160,7 @@ class _Scrape:
         self._web_config = web_config
         self._log_lines_dropped = log_lines_dropped
         self._making = {
-            encoding: _Together(partial(ready.make, encoding))
+            encoding: SingleFlight(partial(ready.make, encoding))
             for encoding in (Encoding(form, gzip) for form in Format for gzip in (False, True))
         }
         self._collectors = (
@@ -207,18 +207,20 @@ class _Scrape:
         return written(rows, form) + written_metrics(metrics, form) + end
 
 
-class _Together(Generic[Made]):
-    """Makes something in a thread, once for all who ask before it is begun; who asks later gets the next.
+class SingleFlight(Generic[Made]):
+    """Coalesce concurrent calls of `make`: callers that arrive before a run starts share it, later ones the next run.
 
-    So nobody gets what is older than the question, and a crowd costs hardly more than one.
+    So nobody gets what is older than the call, and a crowd costs hardly more than one. Each run has a thread of its
+    own; where none can be started it runs in the event loop.
     """
 
     def __init__(self, make: Callable[[], Made]) -> None:
         self._make = make
-        self._making = asyncio.Lock()
+        self._making = asyncio.Lock()  # one run at a time
         self._next: asyncio.Task[Made] | None = None
 
     async def __call__(self) -> Made:
+        """Return what a run that starts from now on makes."""
         if self._next is None:
             self._next = asyncio.create_task(self._run())
         return await asyncio.shield(self._next)
@@ -226,7 +228,11 @@ class _Together(Generic[Made]):
     async def _run(self) -> Made:
         async with self._making:
             self._next = None
-            return await asyncio.to_thread(self._make)
+            try:
+                made = threads.call(self._make, name="page")
+            except NoThreadError:
+                return self._make()
+            return await asyncio.wrap_future(made)
 
 
 def _slices(pieces: Iterable[bytes]) -> Iterator[bytes]:

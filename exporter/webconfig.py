@@ -13,17 +13,21 @@ import logging
 import os
 import re
 import ssl
+import time
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from exporter import threads
 from exporter.config import ConfigError
-from exporter.yamlfile import Finding, SyntaxProblemError, read_document
+from exporter.files import TIMEOUT, Budget, Watch, digest
+from exporter.yamlfile import Finding, SyntaxProblemError, read_document, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from exporter.files import Files
     from exporter.yamlfile import Document, Location
 
 logger = logging.getLogger(__name__)
@@ -76,19 +80,16 @@ _HEADERS: Mapping[str, tuple[str, ...]] = {
 }
 # Salt and hash are base64 of 16 and 23 bytes; the salt's last character holds two bits.
 _BCRYPT = re.compile(r"\$2[abxy]\$(?:0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
-_LARGEST_PEM = 1 << 20  # bytes
+_WATCHING = 1  # seconds between two looks at the files
 _IN_PEM = "in the PEM form"
-
-Stamp: TypeAlias = tuple[int, int, int, int] | None
-"""What changes when a file, or what its links lead to, is written or replaced; None where it is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class WebConfig:
-    """What a web configuration file says; without one, all is left open.
+    """What a web configuration file says; without one, everybody is served.
 
     `context` is None without TLS. `allowed_sans` is what a client's certificate must be made out to, if anything;
-    `users` are bcrypt hashes by name. `files` are all that was read, as they were just before.
+    `users` are bcrypt hashes by name. `files` are digests of all files that were read, None for what cannot be read.
     """
 
     context: ssl.SSLContext | None = None
@@ -96,22 +97,29 @@ class WebConfig:
     users: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    files: Mapping[Path, Stamp] = field(default_factory=dict)
+    files: Mapping[Path, bytes | None] = field(default_factory=dict)
+
+    @property
+    def protected(self) -> bool:
+        """Whether TLS or users keep anybody out."""
+        return self.context is not None or bool(self.users)
 
 
-def load(path: Path) -> WebConfig:
+def load(path: Path, *, budget: Budget | None = None) -> WebConfig:
     """Return what the file at `path` says, with the certificates it names; relative paths are relative to its folder.
 
-    Raises ConfigError with all problems, by line.
+    `budget` is the time for all files together. Raises ConfigError with all problems, by line.
     """
-    files = {path: _stamp(path)}
+    files = _Files(budget or Budget())
     try:
-        document = read_document(path)
-    except SyntaxProblemError as error:
-        problem = f"{path}{error}"
-    else:
+        document = read_document(path, files.read)
         findings: list[Finding] = []
         loaded = _read(document, path, files, findings)
+    except SyntaxProblemError as error:
+        problem = f"{path}{error}"
+    except OSError as error:  # of the system, such as too many open files: what is wrong with a file is a finding
+        problem = f"{path}: cannot be loaded: {error.strerror}"
+    else:
         problems = sorted({*document.problems, *map(document.problem, findings)})
         if not problems:
             return loaded
@@ -132,49 +140,76 @@ def certificate_fits(certificate: Mapping[str, object] | None, allowed: frozense
 
 
 class Watched:
-    """The web configuration in force; `refresh` reads it again once a file of it has changed.
+    """The web configuration in force; once started, changes of its files come into force.
 
-    `successful` tells whether the file as it is now is in force. Attributes may be read by any thread, `refresh` is
-    for one at a time.
+    `successful` tells whether the files as they are now are in force. Attributes may be read by any thread, `refresh`
+    is for one at a time. `fatal` is called when the thread ends by an exception.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, files: Files | None = None, timeout: float = TIMEOUT) -> None:
         """Read the file at `path`; raises ConfigError."""
-        self.successful = True
         self._path = path
-        self.current = load(path)
+        self._files = files
+        self._timeout = timeout
+        self.current = load(path, budget=self._budget())
+        self.successful = True
+        self._watch = Watch(self.current.files)
         self._trouble = ""
 
+    def start(self, fatal: Callable[[BaseException], None]) -> None:
+        """Look for changes every second, in a daemon thread. Raises NoThreadError."""
+        threads.start(lambda: self._follow(fatal), name="web configuration")
+
     def refresh(self) -> None:
-        """Bring a changed file into force; one that is wrong changes nothing, and why is logged once."""
-        if self.successful and all(_stamp(path) == stamp for path, stamp in self.current.files.items()):
+        """Bring changed files into force; one that is wrong changes nothing, and why is logged once.
+
+        Files are read again when two looks in a row find the same: half a file may be a valid one.
+        """
+        complete = self._watch.look(self._budget())
+        if not complete or (self.successful and not self._watch.changed):
             return
         try:
-            loaded = load(self._path)
+            loaded = load(self._path, budget=self._budget())
+            _require_protection(self._path, self.current, loaded)
         except ConfigError as error:
             self._keep(str(error))
             return
+        if not self._watch.agrees(loaded.files):
+            return  # written since the last look
         for remark in loaded.warnings:
             if remark not in self.current.warnings:
                 logger.warning(remark)
         self.current = loaded
         self.successful = True
+        self._watch = Watch(loaded.files)
         self._trouble = ""
-        logger.info("the web configuration was read again", extra={"tls": loaded.context is not None})
+        logger.info("the web configuration was reloaded", extra={"tls": loaded.context is not None})
+
+    def _budget(self) -> Budget:
+        return Budget(self._timeout, files=self._files)
+
+    def _follow(self, fatal: Callable[[BaseException], None]) -> None:
+        try:
+            while True:
+                time.sleep(_WATCHING)
+                self.refresh()
+        except BaseException as error:  # noqa: BLE001 - no later change would be seen
+            fatal(error)
 
     def _keep(self, trouble: str) -> None:
         self.successful = False
         if trouble != self._trouble:
-            logger.error("the web configuration is refused, the old one stays", extra={"error": trouble})
+            logger.error(
+                "the reload of the web configuration failed, keeping the previous one", extra={"error": trouble}
+            )
         self._trouble = trouble
 
 
-def _stamp(path: Path) -> Stamp:
-    try:
-        status = path.stat()
-    except (OSError, ValueError):  # ValueError: a null character in the path
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+def _require_protection(path: Path, before: WebConfig, after: WebConfig) -> None:
+    """Raise ConfigError where a reload would serve everybody: a file that is cut short looks like that, too."""
+    if before.protected and not after.protected:
+        what, hint = "TLS or users, as in the configuration in force", "restart braze-exporter to serve without both"
+        raise ConfigError([f"{path}: {sentence(what, 'neither', hint)}"])
 
 
 class _WrongError(Exception):
@@ -241,7 +276,7 @@ class _Section:
                 self.wrong((key,), f"one of the keys {', '.join(sorted(self._asked))}", "an unknown one", hint)
 
 
-def _read(document: Document, path: Path, files: dict[Path, Stamp], findings: list[Finding]) -> WebConfig:
+def _read(document: Document, path: Path, files: _Files, findings: list[Finding]) -> WebConfig:
     top = _Section(document.value, (), findings)
     tls = _Tls(top.section("tls_server_config"), path.parent, files)
     http = top.section("http_server_config")
@@ -262,15 +297,40 @@ def _read(document: Document, path: Path, files: dict[Path, Stamp], findings: li
         allowed_sans=tls.allowed_sans,
         users=MappingProxyType(hashes),
         headers=MappingProxyType({name: text for name, text in shown.items() if text}),
-        warnings=("HTTP/2 is not served; clients use HTTP/1.1",) if http2 else (),
-        files=MappingProxyType(files),
+        warnings=tuple(_warnings(document, http2=http2)),
+        files=MappingProxyType(files.digests),
     )
+
+
+def _warnings(document: Document, *, http2: bool) -> Iterator[str]:
+    if http2:
+        yield "HTTP/2 is not served; clients use HTTP/1.1"
+    if not (isinstance(document.value, dict) and any(document.value.values())):
+        yield "the web configuration is empty: everybody is served, without TLS"
+
+
+class _Files:
+    """Reads the files of one load and remembers their digests."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.digests: dict[Path, bytes | None] = {}
+        self._budget = budget
+
+    def read(self, path: Path) -> bytes:
+        """Return the content of a file; raises OSError, or ValueError where the path contains a null character."""
+        self.digests[path] = None
+        content = self._budget.read(path)
+        if path.is_fifo():
+            del self.digests[path]  # it is empty now, which is no change
+        else:
+            self.digests[path] = digest(content)
+        return content
 
 
 class _Tls:
     """The section tls_server_config."""
 
-    def __init__(self, section: _Section, folder: Path, files: dict[Path, Stamp]) -> None:
+    def __init__(self, section: _Section, folder: Path, files: _Files) -> None:
         self._files = files
         self._section = section
         self._folder = folder
@@ -325,9 +385,8 @@ class _Tls:
         if not path:
             return text.encode() or None
         whole = self._folder / path
-        self._files[whole] = _stamp(whole)
         try:
-            return _content(whole)
+            return self._files.read(whole)
         except (OSError, ValueError) as error:  # ValueError: a null character in the path
             reason = (error.strerror if isinstance(error, OSError) else None) or "not a path"
             self._section.wrong((file,), f"a file with {what}", f"one that cannot be read ({reason})")
@@ -368,10 +427,12 @@ class _Tls:
             with _as_file(certificate) as file, _as_file(key) as key_file:
                 context.load_cert_chain(file, key_file, password="")  # never asked for on the terminal
         except ssl.SSLError as error:
-            what, got = f"a private key {_IN_PEM}", "none, or a broken one"
-            if error.reason == "KEY_VALUES_MISMATCH":
+            what, got = "a certificate and a key that OpenSSL takes", f"others ({error.reason})"
+            if not error.reason:
+                what, got = f"a private key {_IN_PEM}", "none, or a broken one"
+            elif error.reason == "KEY_VALUES_MISMATCH":
                 what, got = "the private key of the certificate", "that of another"
-            elif error.reason and "KEY_TOO_SMALL" in error.reason:
+            elif error.reason == "EE_KEY_TOO_SMALL":
                 what, got = "a key that OpenSSL takes for safe", "one that is too small"
             self._section.wrong(self._key_of("key"), what, got)
 
@@ -479,13 +540,6 @@ def _name(kind: str, text: str) -> str:
         with contextlib.suppress(ValueError):
             return str(ipaddress.ip_address(text.strip()))
     return text
-
-
-def _content(path: Path) -> bytes:
-    """Read a file; a named pipe that nobody writes to is empty instead of holding everything up."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(_LARGEST_PEM) or b""
 
 
 @contextlib.contextmanager

@@ -5,11 +5,14 @@ A value that stands below a key named like a secret, or that looks like one, is 
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import yaml
+
+from exporter import files
 
 try:
     from yaml import CSafeLoader as SafeLoader  # ten times as fast; there where PyYAML was built with libyaml
@@ -29,14 +32,14 @@ class SyntaxProblemError(Exception):
     """The file cannot be read, or is no YAML; the text begins with the line where there is one: `:3: expected …`."""
 
 
-def read_document(path: Path) -> "Document":
-    """Return what the file at `path` holds.
+def read_document(path: Path, read: Callable[[Path], bytes] = files.read) -> "Document":
+    """Return what the file at `path` contains; `read` returns its bytes, or raises OSError.
 
     Raises:
         SyntaxProblemError: it cannot be read, or is no YAML, or more than one document of it.
 
     """
-    return Document(_compose(path))
+    return Document(_compose(path, read))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +184,8 @@ class Document:
 
     def _check_tag(self, node: yaml.Node, known: tuple[str, ...], place: _Place) -> None:
         if node.tag not in known:
-            tag = "one that is not shown" if id(node) in self._hidden else quoted(node.tag)
+            hidden = id(node) in self._hidden or _may_hold_secret(node.tag)
+            tag = "one that is not shown" if hidden else quoted(node.tag)
             self.problems.append(place.problem("no tag", tag))
 
     def _describe(self, node: yaml.Node | None) -> str:
@@ -218,9 +222,9 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
 
 
-def _compose(path: Path) -> yaml.Node | None:
+def _compose(path: Path, read: Callable[[Path], bytes]) -> yaml.Node | None:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read(path).decode("utf-8-sig")
         loader = _Loader(text)
         try:
             return loader.get_single_node()

@@ -20,13 +20,13 @@ class Certificates:
         """The CA's certificate."""
         return self.folder / "ca.pem"
 
-    def sign(self, name: str, *sans: str, key: tuple[str, ...] = _CURVE) -> Path:
+    def sign(self, name: str, *sans: str, key: tuple[str, ...] = _CURVE, digest: str = "sha256") -> Path:
         """Make NAME.pem and NAME.key, made out to names such as DNS:localhost; return the former."""
         certificate, request = self.folder / f"{name}.pem", self.folder / f"{name}.csr"
         made_out = ("-addext", f"subjectAltName={','.join(sans)}") if sans else ()
         self._run("req", *key, "-nodes", "-keyout", certificate.with_suffix(".key"), "-subj", f"/CN={name}",
                   *made_out, "-out", request)  # fmt: skip
-        self._run("x509", "-req", "-in", request, "-CA", self.ca, "-CAkey", self.ca.with_suffix(".key"),
+        self._run("x509", "-req", f"-{digest}", "-in", request, "-CA", self.ca, "-CAkey", self.ca.with_suffix(".key"),
                   "-CAcreateserial", "-copy_extensions", "copyall", "-days", "2", "-out", certificate)  # fmt: skip
         return certificate
 

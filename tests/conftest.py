@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 from tests.servers import Alertmanager, Prometheus, find_program, running_alertmanager, running_prometheus
+from tests.system import Volume
 
 Server = TypeVar("Server")
 
@@ -44,6 +45,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def update_goldens(pytestconfig: pytest.Config) -> bool:
     """Whether goldens are to be written instead of compared."""
     return bool(pytestconfig.getoption("--update-goldens"))
+
+
+@pytest.fixture
+def volume() -> Iterator[Volume]:
+    """A file system that hangs at the wish of the test, and answers at its end."""
+    volume = Volume()
+    yield volume
+    volume.answer()
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ class Attack:
     """How an attack goes, as its clients see it."""
 
     address: Address
+    source: str = ""
     connected: int = 0
     closed: int = 0
     received: int = 0
@@ -30,9 +31,14 @@ class Attack:
 
 
 @contextmanager
-def attack(address: Address, clients: int, behaviour: Behaviour, *, again: bool = False) -> Iterator[Attack]:
-    """Let so many clients behave so while the context lasts, with `again` anew whenever their connection is over."""
-    state = Attack(address)
+def attack(
+    address: Address, clients: int, behaviour: Behaviour, *, again: bool = False, source: str = ""
+) -> Iterator[Attack]:
+    """Let so many clients behave so while the context lasts, with `again` anew whenever their connection is over.
+
+    They connect from the address `source`, if one is given.
+    """
+    state = Attack(address, source)
     loop = asyncio.new_event_loop()
     stopped = asyncio.Event()
     thread = threading.Thread(
@@ -91,6 +97,8 @@ async def _client(state: Attack, behaviour: Behaviour, *, again: bool) -> None:
             client.setblocking(False)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             try:
+                if state.source:
+                    client.bind((state.source, 0))
                 await asyncio.get_running_loop().sock_connect(client, state.address)
                 state.connected += 1
                 await behaviour(state, client)

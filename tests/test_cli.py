@@ -19,6 +19,7 @@ from exporter.simulator import Drip, Fault, Hang, Latency, Simulator, Status
 from tests.commands import Run, commands
 from tests.exporters import COMMAND, KEY, Exporter, ask, config_check, configure, running_exporter
 from tests.servers import ROOT, Program, eventually, running
+from tests.system import hung_file, reads
 
 STOPPING = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 CAMPAIGN = "3bbc4555-8fa0-4c9b-a5c0-4505edf3e064"
@@ -349,13 +350,11 @@ def test_stopping_simulate(number: int, tmp_path: Path) -> None:
 def test_stopping_before_the_server_is_up(number: int, tmp_path: Path) -> None:
     """A signal while the configuration is read ends the exporter with status 0, too."""
     configure(tmp_path, "http://127.0.0.1:1", names={CAMPAIGN: "One"})
-    os.mkfifo(tmp_path / "fifo.yaml")
-    with running((*COMMAND, f"--config.file={tmp_path / 'fifo.yaml'}"), log=tmp_path / "log") as program:
-        # Opening for writing succeeds once the exporter reads, which it does until this end is closed.
-        descriptor = eventually(lambda: written(tmp_path / "fifo.yaml"), what="a reader of the configuration")
+    file = tmp_path / "fifo.yaml"
+    with hung_file(file), running((*COMMAND, f"--config.file={file}"), log=tmp_path / "log") as program:
+        eventually(lambda: reads(program.process.pid, file), what="a reader of the configuration")
 
         assert stopped(program, number) == 0
-    os.close(descriptor)
 
     assert not program.output()
 
@@ -369,19 +368,15 @@ def test_stopping_while_a_file_hangs(what: str, number: int, tmp_path: Path) -> 
     web.write_text("http_server_config: {}\n", encoding="utf-8")
     with Simulator(api_key=KEY, campaigns=1) as braze:
         file = configure(tmp_path, braze)
-        with running_exporter(file, f"--web.config.file={web}") as exporter:
-            pipes = [
-                path for path, name in ((file, "configuration"), (web, "web configuration")) if what in {name, "both"}
-            ]
-            for path in pipes:
-                os.mkfifo(tmp_path / "fifo")
-                (tmp_path / "fifo").replace(path)
+        with running_exporter(file, f"--web.config.file={web}") as exporter, ExitStack() as hanging:
+            files = {"configuration": [file], "web configuration": [web], "both": [file, web]}[what]
+            for path in files:
+                hanging.enter_context(hung_file(path))
             exporter.program.process.send_signal(signal.SIGHUP)
-            descriptors = [eventually(partial(written, path), what=f"a reader of {path}") for path in pipes]
+            for path in files:
+                eventually(partial(reads, exporter.program.process.pid, path), what=f"a reader of {path}")
 
             assert stopped(exporter.program, number) == 0
-            for descriptor in descriptors:
-                os.close(descriptor)
 
 
 @pytest.mark.server
@@ -668,11 +663,3 @@ def has_ipv6() -> bool:
     except OSError:
         return False
     return True
-
-
-def written(fifo: Path) -> int:
-    """Open a named pipe for writing and return the descriptor; 0 while nobody reads it."""
-    try:
-        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:
-        return 0

@@ -15,6 +15,8 @@ from pydantic import ValidationError
 
 from exporter import config
 from exporter.config import Campaign, Config, ConfigError, Poll, Workspace
+from exporter.files import Budget, Files
+from tests.system import Volume
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data" / "config"
@@ -149,6 +151,83 @@ def test_missing_file(tmp_path: Path) -> None:
         f"{tmp_path}/missing.yaml: expected a file that can be read, got 'No such file or directory'",
         f"{tmp_path}: expected a file that can be read, got 'Is a directory'",
     ]
+
+
+def test_a_hung_file(tmp_path: Path, volume: Volume) -> None:
+    """A file on a volume that does not answer is told after the timeout."""
+    volume.hung = {tmp_path / "config.yaml"}
+
+    with pytest.raises(ConfigError) as caught:
+        config.load(tmp_path / "config.yaml", {}, budget=Budget(0.05, files=Files(volume.open)))
+
+    assert str(caught.value) == (
+        f"{tmp_path}/config.yaml: expected a file that can be read, got 'the file system does not answer within 0.05 s'"
+    )
+
+
+def test_hung_keys(tmp_path: Path, volume: Volume) -> None:
+    """Any number of key files on a volume that does not answer take one timeout together, and each is told."""
+    workspaces = [
+        f"  - {{name: {number}x, instance: US-01, api_key_file: key-{number}, campaigns: [{{id: {UUID}}}]}}\n"
+        for number in range(20)
+    ]
+    file = tmp_path / "config.yaml"
+    file.write_text(f"workspaces:\n{''.join(workspaces)}", encoding="utf-8")
+    volume.hung = {tmp_path / f"key-{number}" for number in range(20)}
+
+    with pytest.raises(ConfigError) as caught:
+        config.load(file, {}, budget=Budget(0.5, files=Files(volume.open)))
+
+    assert [problem.partition(": ")[2] for problem in caught.value.problems] == [
+        f"workspaces[{number}].api_key_file: expected a file with an API key, got one that cannot be read "
+        "(the file system does not answer within 0.5 s)"
+        for number in range(20)
+    ]
+    assert volume.opened == [file, tmp_path / "key-0"]
+
+
+def test_a_hung_key_in_use(tmp_path: Path, volume: Volume) -> None:
+    """A key that cannot be read again in time is an error, which does not say where it is."""
+    volume.hung = {tmp_path / MARKER}
+    budget = Budget(0.05, files=Files(volume.open))
+
+    with pytest.raises(ConfigError, match=r"does not answer within 0\.05 s") as caught:
+        config.read_api_key(workspace(api_key_file=tmp_path / MARKER), {}, read=budget.read)
+
+    assert MARKER not in str(caught.value)
+
+
+URL_PLACES = [
+    *(f"poll: {{{name}: URL}}" for name in config.Poll.model_fields),
+    *(f"limits: {{{name}: URL}}" for name in config.Limits.model_fields),
+    *(f"workspaces: [{{{name}: URL}}]" for name in config.Workspace.model_fields if name != "name"),
+    *(f"workspaces: [{{campaigns: [{{{name}: URL}}]}}]" for name in config.Campaign.model_fields),
+    *(f"{name}: URL" for name in config.Config.model_fields),
+    "workspaces: [{name: URL}, {name: URL}]",
+    "poll: [URL]",
+    "poll: {URL: 1}",
+    "poll: {interval: {URL: 1}}",
+    "poll: {URL: 1, URL: 2}",
+    "URL: [1]",
+    "? [URL]\n: 1",
+    "proxy: URL",
+    "poll: {interval: !<URL> 1m}",
+    "poll: {<<: URL}",
+    "- URL",
+    "URL",
+    "poll: {interval: 'URL",
+]
+
+
+@pytest.mark.parametrize("place", URL_PLACES)
+@pytest.mark.parametrize(
+    "url", [f"https://user:{MARKER}@rest.iad-01.braze.com", f"postgres://{MARKER}@x/", f"{'x' * 60}://u:{MARKER}@h"]
+)
+def test_a_password_in_a_url_is_not_shown(place: str, url: str, tmp_path: Path) -> None:
+    """Whatever the key is called under which a URL with a user or password stands, no error repeats that part."""
+    text = place.replace("URL", url if "<URL" in place or "'URL" in place else f'"{url}"')
+
+    assert MARKER not in "\n".join(problems(tmp_path, text))
 
 
 def test_aliases_cost_nothing(tmp_path: Path) -> None:

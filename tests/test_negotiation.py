@@ -56,6 +56,22 @@ METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
         (f"{OPENMETRICS};q=1e0", TEXT_0),
         (f"{OPENMETRICS};q=high", TEXT_0),
         (f"{OPENMETRICS};Q=0.1,text/plain;q=0.2", TEXT_0),
+        # The same one several times: the best quality counts.
+        ("text/plain, text/plain;q=0.5", TEXT_0),
+        ("text/plain;q=0.1, text/plain;q=0.9, application/openmetrics-text;q=0.5", TEXT_0),
+        ("text/plain;q=0.9, text/plain;q=0.1, application/openmetrics-text;q=0.5", TEXT_0),
+        ("application/openmetrics-text;q=0.1, application/openmetrics-text;q=0.9, text/plain;q=0.5", METRICS),
+        ("application/openmetrics-text;q=0.9, application/openmetrics-text;q=0.1, text/plain;q=0.5", METRICS),
+        ("text/plain;version=1.0.0;q=0.1, text/plain;version=1.0.0;q=0.9, text/plain;q=0.5", TEXT_1),
+        ("text/plain;version=1.0.0;q=0.9, text/plain;version=1.0.0;q=0.1, */*;q=0.5", TEXT_1),
+        (f"*/*;q=0.1, */*, {OPENMETRICS};q=0.5", TEXT_0),
+        (f"text/*, text/*;q=0.1, {OPENMETRICS};q=0.5", TEXT_0),
+        # A version of its own is more exact than none, whatever the qualities are.
+        ("text/plain;version=0.0.4;q=0.2, text/plain;q=0.9", TEXT_0),
+        ("text/plain;version=1.0.0;q=0.2, text/plain;q=0.9", TEXT_0),
+        # A header of any length is looked at as far as 4,096 characters.
+        (f"{OPENMETRICS:>4096}", METRICS),
+        (f"{OPENMETRICS:>4097}", TEXT_0),
         # Escaping, of the element that was chosen.
         (f"{OPENMETRICS};escaping=underscores", f"{METRICS}; escaping=underscores"),
         (f"{OPENMETRICS};escaping=Allow-UTF-8", f"{METRICS}; escaping=allow-utf-8"),
@@ -73,6 +89,8 @@ METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
         (f'{OPENMETRICS};title="a;q=0"', METRICS),
         (f'{OPENMETRICS};q="0.5",text/plain;q=0.6', TEXT_0),
         (f'text/html;title="a,{OPENMETRICS}', TEXT_0),
+        ("application/openmetrics-text;version=\\1.0.0", TEXT_0),
+        ('application/openmetrics-text;version="\\1.0.0"', METRICS),
         # What fits nothing, and nonsense.
         ("application/json", TEXT_0),
         ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited", TEXT_0),

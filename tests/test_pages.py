@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import urljoin
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -85,7 +86,7 @@ class Reader(HTMLParser):
         """Open what begins here."""
         self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
-        self.links += [str(value) for name, value in attrs if name in {"href", "src"}]
+        self.links += [str(value) for name, value in attrs if name in {"href", "src", "action", "formaction"}]
         if tag == "tr":
             self.rows.append([])
         if tag in {"td", "th"}:
@@ -124,9 +125,21 @@ def test_what_it_is() -> None:
     """The page says what this is and which version, and links to the other pages and to nothing else."""
     shown = page(POLLED, path="/braze/metrics")
 
-    assert shown.links == ["data:,", "/braze/metrics", "/config", "/-/healthy", "/-/ready"]
+    assert shown.links == ["data:,", "braze/metrics", "config", "-/healthy", "-/ready"]
     assert f"braze-exporter <small>{__version__}</small>" in shown.text
     assert "As of 2026-03-04 04:53:20 UTC." in shown.paragraphs
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/a/b-1/c.txt"])
+@pytest.mark.parametrize("address", ["https://example.com/", "https://example.com/tools/exporter/"])
+def test_links_work_below_any_path(path: str, address: str) -> None:
+    """Wherever a proxy serves the overview, its links lead to pages below the same path."""
+    _, *links = page(POLLED, path=path).links
+
+    assert [urljoin(address, link) for link in links] == [
+        f"{address}{target}" for target in (path[1:], "config", "-/healthy", "-/ready")
+    ]
+    assert "/" not in {link[0] for link in links}
 
 
 @pytest.mark.parametrize(

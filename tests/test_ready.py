@@ -1,7 +1,9 @@
 """Tests of exporter.ready: what is ready is what is shown, for as long as it is asked for."""
 
 import gzip
+import threading
 import zlib
+from collections import deque
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,9 @@ from exporter.config import Limits
 from exporter.exposition import Exposition, Format, Snapshot
 from exporter.poller import CampaignState
 from exporter.ready import REMEMBERED, Encoding, Part, Ready, pause_after
+from exporter.threads import NoThreadError
+from tests.servers import eventually
+from tests.system import no_new_threads
 from tests.test_exposition import LIMITS, STATE, STATES
 
 ENCODINGS = [Encoding(form, gzip) for form in Format for gzip in (False, True)]
@@ -110,6 +115,62 @@ def test_numbers_never_go_back() -> None:
 
     assert part is not None
     assert decoded(part) == world.shown(GZIP)
+
+
+class Meddled(int):
+    """The version of a part; at its first comparison another thread has a moment to put its part in."""
+
+    meddler: threading.Thread | None = None
+
+    def __le__(self, other: int) -> bool:
+        """Compare, and let the other thread run first: to its end, unless something holds it up."""
+        meddler, self.meddler = self.meddler, None
+        if meddler is not None:
+            meddler.start()
+            meddler.join(0.2)
+        return int(self) <= int(other)
+
+
+def test_no_other_thread_comes_in_between() -> None:
+    """A part that is put in its place by another thread, just when the ready one was found to be older, stays."""
+    world = World()
+    versions = [Meddled(number) for number in (1, 2, 3)]
+    world.exposition.snapshot = lambda: Snapshot(versions.pop(0), deque())  # type: ignore[method-assign]
+    versions[0].meddler = meddler = threading.Thread(target=world.ready.make, args=(PLAIN,))
+    for _ in range(2):
+        world.ready.make(PLAIN)
+    meddler.join()
+    part = world.ready.part(PLAIN)
+
+    assert part is not None
+    assert part.version == 3
+
+
+def test_a_thread_keeps_parts_ready_until_stopped() -> None:
+    """Once started, what changes is made ready without a scrape; after a stop nothing is."""
+    world = World(STATE)
+    world.ready.part(PLAIN)
+    world.ready.start()
+    eventually(lambda: world.ready.part(PLAIN), what="a part that nobody made by hand")
+    world.ready.stop()
+    eventually(lambda: "ready" not in {thread.name for thread in threading.enumerate()}, what="the end of the thread")
+
+
+def test_an_exception_of_the_thread_is_fatal() -> None:
+    """A thread that ends by an exception would leave old numbers behind, so it is told."""
+    crashes: list[BaseException] = []
+    world = World(STATE)
+    ready = Ready(world.exposition, monotonic=lambda: 1 // 0, fatal=crashes.append)
+    ready.start()
+    eventually(lambda: crashes, what="a crash")
+
+    assert [type(crash) for crash in crashes] == [ZeroDivisionError]
+
+
+def test_no_thread_at_the_start() -> None:
+    """A thread that cannot be started is an error at the start."""
+    with no_new_threads(), pytest.raises(NoThreadError, match="ready"):
+        World(STATE).ready.start()
 
 
 def test_only_what_is_asked_for() -> None:

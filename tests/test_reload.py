@@ -6,8 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -15,11 +16,14 @@ import pytest
 from exporter import config
 from exporter.config import Campaign, Config, ConfigError, Limits, Poll, Workspace
 from exporter.exposition import Exposition, Format
+from exporter.files import Budget, Files, Watch, digests
 from exporter.poller import CampaignState, Clock, Poller
-from exporter.reload import Changes, Configuration, WatchedFile, compare
+from exporter.reload import Changes, Configuration, Reloads, Requests, compare, pause_before_look
 from exporter.shards import WHOLE
 from exporter.simulator import Cut, Hang, Latency, Simulator, Status
+from exporter.threads import NoThreadError
 from tests.servers import eventually
+from tests.system import Volume, no_new_threads
 
 KEY = "9f1b-secret-c0ffee-4d5e-api-key"
 OTHER_KEY = "17ab-another-secret-5678"
@@ -35,22 +39,6 @@ OTHER = MAIN.model_copy(update={"name": "other", "campaigns": (WELCOME,)})
 def with_main(**changed: object) -> Config:
     """Return a configuration of two workspaces, the first with these settings."""
     return Config(workspaces=(MAIN.model_copy(update=changed), OTHER))
-
-
-def test_a_watched_file_changes_with_its_bytes(tmp_path: Path) -> None:
-    """Other bytes are a change, told once; the same ones written again, or a file that is gone, are none."""
-    file = tmp_path / "config.yaml"
-    file.write_text("first", encoding="utf-8")
-    watched = WatchedFile(file)
-
-    looks = [watched.changed()]
-    for text in ("first", "other"):
-        file.unlink()
-        looks.append(watched.changed())
-        file.write_text(text, encoding="utf-8")
-        looks += [watched.changed(), watched.changed()]
-
-    assert looks == [False, False, False, False, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +94,7 @@ class Clockwork:
     """A configuration whose reading and applying are told what to do."""
 
     loaded: Config | ConfigError
-    refusal: ConfigError | None = None
+    refusal: Exception | None = None
     applied: int = 0
     now: float = 1000.0
 
@@ -188,33 +176,168 @@ def test_a_reload_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     }
 
 
-def test_one_reload_at_a_time() -> None:
-    """Reloads that are asked for at once, from any threads, come one after the other."""
-    clockwork = Clockwork(with_main())
-    configuration = clockwork.configuration()
-    running: list[int] = []
-    crowds: list[int] = []
-    all_in = threading.Barrier(8)
+@dataclass(slots=True)
+class Gate:
+    """A reload that waits until it is let; counts what goes through."""
 
-    def apply(_: Config, __: Changes) -> None:
-        running.append(1)
-        time.sleep(0.001)
-        crowds.append(len(running))
-        running.pop()
+    clockwork: Clockwork
+    entered: int = 0
+    inside: int = 0
+    crowd: int = 0
+    opened: threading.Event = field(default_factory=threading.Event)
+    crashes: list[BaseException] = field(default_factory=list)
 
-    configuration = Configuration(with_main(), shard=WHOLE, read=clockwork.read, apply=apply, wall=time.time)
+    def read(self) -> Config:
+        """Wait, then read."""
+        self.entered += 1
+        self.inside += 1
+        self.crowd = max(self.crowd, self.inside)
+        assert self.opened.wait(30)
+        self.inside -= 1
+        return self.clockwork.read()
 
-    def reload() -> None:
-        all_in.wait()
-        configuration.reload()
+    def reloads(self, requests: Requests, watch: Watch | None = None, interval: float | None = None) -> Reloads:
+        """Return reloads that go through the gate, started."""
+        configuration = Configuration(
+            with_main(), shard=WHOLE, read=self.read, apply=self.clockwork.apply, wall=lambda: 0.0
+        )
+        reloads = Reloads(configuration, requests, watch=watch, interval=interval, fatal=self.crashes.append)
+        reloads.start()
+        return reloads
 
-    threads = [threading.Thread(target=reload) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
-    assert crowds == [1] * 8
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """A gate that is open when the test ends."""
+    gate = Gate(Clockwork(with_main()))
+    yield gate
+    gate.opened.set()
+
+
+def test_requests_share_a_reload(gate: Gate) -> None:
+    """Whoever asks while a reload runs gets the next one, all together; one runs at a time."""
+    requests: Requests = SimpleQueue()
+    reloads = gate.reloads(requests)
+    first = reloads.request()
+    eventually(lambda: gate.entered == 1, what="the first reload")
+    later = [reloads.request() for _ in range(8)]
+    for _ in range(8):
+        requests.put(None)  # as a signal's handler does
+    gate.clockwork.loaded = ConfigError(["wrong"])
+    gate.opened.set()
+
+    assert [request.result(10) for request in (first, *later)] == ["wrong"] * 9
+    assert (gate.entered, gate.crowd) == (2, 1)
+
+
+def test_a_request_that_was_given_up(gate: Gate) -> None:
+    """A client that is gone before its reload keeps nobody else from theirs."""
+    reloads = gate.reloads(SimpleQueue())
+    first = reloads.request()
+    eventually(lambda: gate.entered == 1, what="the first reload")
+    gone, other = reloads.request(), reloads.request()
+    gone.cancel()
+    gate.opened.set()
+
+    assert (first.result(10), other.result(10)) == (None, None)
+    assert not gate.crashes
+
+
+def test_a_signal_reloads(gate: Gate) -> None:
+    """What a handler of a signal puts into the queue is a reload, also before the thread starts."""
+    requests: Requests = SimpleQueue()
+    requests.put(None)
+    gate.opened.set()
+    reloads = gate.reloads(requests)
+    eventually(lambda: gate.clockwork.applied == 1, what="a reload")
+    requests.put(None)
+
+    eventually(lambda: gate.clockwork.applied == 2, what="another reload")
+    assert reloads.request().result(10) is None
+
+
+def test_a_change_of_the_file_reloads(gate: Gate, tmp_path: Path) -> None:
+    """A file that changed is loaded once, when two looks find the same; nothing else makes a reload."""
+    file = tmp_path / "config.yaml"
+    file.write_text("first", encoding="utf-8")
+    gate.opened.set()
+    watch = Watch(digests([file]))
+    gate.reloads(SimpleQueue(), watch, interval=0.01)
+    for number, text in enumerate(("second", "third"), 1):
+        (tmp_path / text).write_text(text, encoding="utf-8")
+        (tmp_path / text).replace(file)
+        eventually(lambda expected=number: gate.entered == expected, what="a reload")  # type: ignore[misc]
+    looked = Looks(watch)
+    eventually(lambda: looked.more() > 3, what="further looks")
+
+    assert gate.entered == 2
+
+
+@pytest.mark.parametrize(
+    ("interval", "changed", "expected"),
+    [(30.0, False, 30.0), (30.0, True, 1.0), (0.5, True, 0.5), (None, True, None), (None, False, None)],
+)
+def test_a_second_look_comes_soon(interval: float | None, changed: bool, expected: float | None) -> None:  # noqa: FBT001 - a parameter
+    """A file that was found changed is looked at again after a second, however long the interval is."""
+    assert pause_before_look(interval, changed=changed) == expected
+
+
+@dataclass(slots=True)
+class Looks:
+    """Counts looks by what they leave behind."""
+
+    watch: Watch
+    count: int = 0
+    last: object = None
+
+    def more(self) -> int:
+        """Return how many looks were noticed so far."""
+        self.count += self.watch.seen is not self.last
+        self.last = self.watch.seen
+        return self.count
+
+
+def test_an_exception_that_nobody_expected_is_fatal(gate: Gate) -> None:
+    """A reload that raises what is no ConfigError ends the process instead of the thread alone."""
+    gate.opened.set()
+    gate.clockwork.refusal = ZeroDivisionError()
+    gate.reloads(SimpleQueue()).request()
+
+    eventually(lambda: gate.crashes, what="a crash")
+    assert [type(crash) for crash in gate.crashes] == [ZeroDivisionError]
+
+
+def test_no_thread_for_reloads(gate: Gate) -> None:
+    """A thread that cannot be started is an error at the start."""
+    with no_new_threads(), pytest.raises(NoThreadError, match="reload"):
+        gate.reloads(SimpleQueue())
+
+
+def test_a_file_that_hangs(tmp_path: Path, volume: Volume, caplog: pytest.LogCaptureFixture) -> None:
+    """A reload of a file whose volume hangs fails after the timeout, and the next works when the volume answers."""
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "workspaces: [{name: main, instance: US-01, api_key_env: KEY, campaigns: "
+        f"[{{id: {WELCOME.id}, name: Welcome}}]}}]",
+        encoding="utf-8",
+    )
+    reader = Files(volume.open)
+
+    def read() -> Config:
+        return config.load(file, {"KEY": KEY}, budget=Budget(0.05, files=reader))
+
+    configuration = Configuration(with_main(), shard=WHOLE, read=read, apply=lambda *_: None, wall=time.time)
+    reloads = Reloads(configuration, SimpleQueue(), fatal=lambda error: pytest.fail(repr(error)))
+    reloads.start()
+    volume.hung = {file}
+    hung = reloads.request().result(10)
+    in_force, successful = configuration.current, configuration.successful
+    volume.answer()
+
+    assert hung == f"{file}: expected a file that can be read, got 'the file system does not answer within 0.05 s'"
+    assert (in_force, successful) == (with_main(), False)
+    assert [record.message for record in caplog.records] == ["reload failed, keeping the previous configuration"]
+    assert reloads.request().result(10) is None
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """Tests of exporter.server: requests as they stand, limits, clients that do harm, all against a real process."""
 
 import asyncio
+import base64
 import http.client
 import re
 import resource
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import bcrypt
 import pytest
 from starlette.types import Receive, Scope, Send
 
@@ -21,9 +23,11 @@ from exporter import server
 from exporter.server import Limits, Server
 from exporter.simulator import Simulator
 from exporter.web import HEADERS
+from exporter.webconfig import WebConfig
 from tests.exporters import COMMAND, KEY, Exporter, ask, configure, running_exporter
 from tests.hostile import NEVER, Address, Behaviour, attack, crawl, drip, handshake, hold
 from tests.servers import eventually, running
+from tests.system import no_new_threads
 
 pytestmark = pytest.mark.alone
 
@@ -161,6 +165,72 @@ def test_large_bodies_arrive_whole(version: str, counted: bool, method: str) -> 
     if b"transfer-encoding: chunked" in head.lower() and method == "GET":
         rest = dechunked(rest)
     assert rest == (body if method == "GET" else b"")
+
+
+USERS = WebConfig(users={"alice": bcrypt.hashpw(b"secret", bcrypt.gensalt(4))}, headers={"X-Frame-Options": "deny"})
+ALICE = b"Authorization: Basic " + base64.b64encode(b"alice:secret") + b"\r\n"
+
+
+def answers_of(settings: WebConfig, *requests: bytes) -> list[bytes]:
+    """Return the answers of a server with these settings to requests on one connection."""
+
+    async def application(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask() -> list[bytes]:
+        serving = Server(application, headers={"X-Own": "x"}, limits=Limits(), settings=lambda: settings)
+        serving.start([server.listen("127.0.0.1", 0)])
+        reader, writer = await asyncio.open_connection(*serving.listeners[0].getsockname())
+        answers = []
+        for request in requests:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            answers.append(head + await reader.readexactly(int(length[1]) if length else 0))
+        writer.close()
+        await serving.stop(1)
+        return answers
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (b"", 401),
+        (ALICE, 200),
+        (ALICE.replace(b"A", b"a", 1), 200),
+        (ALICE * 2, 401),
+        (ALICE + b"Authorization: Basic x\r\n", 401),
+        (b"Authorization: Bearer x\r\n", 401),
+    ],
+)
+def test_users(headers: bytes, status: int) -> None:
+    """One Authorization header of a user opens; none, a wrong one or several do not, and the connection is kept."""
+    for answer in answers_of(USERS, *[HEALTHY[:-2] + headers + b"\r\n"] * 2):
+        head, _, body = answer.partition(b"\r\n\r\n")
+        challenge = b'www-authenticate: Basic realm="braze-exporter", charset="UTF-8"\r\n'
+
+        assert head.startswith(f"HTTP/1.1 {status} ".encode())
+        assert (challenge in answer) == (status == 401)
+        assert body == (b"401 Unauthorized\n" if status == 401 else b"")
+        assert {b"x-own: x", b"x-frame-options: deny"} <= {*head.split(b"\r\n")}
+
+
+def test_no_thread_for_a_password() -> None:
+    """A password that cannot be checked for want of a thread is answered by 503, which says when to come again."""
+    with no_new_threads():
+        (answer,) = answers_of(USERS, HEALTHY[:-2] + ALICE + b"\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nretry-after: 1\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n503 Service Unavailable\n")
+
+
+def test_without_users_everybody_is_served() -> None:
+    """Without users an Authorization header does not matter."""
+    assert answers_of(WebConfig(), HEALTHY[:-2] + b"Authorization: x\r\n\r\n")[0].startswith(b"HTTP/1.1 200 ")
 
 
 def dechunked(text: bytes) -> bytes:
@@ -406,7 +476,7 @@ def test_a_flood_up_to_the_limit_on_open_files(polls: int, tmp_path: Path) -> No
         limited = ("sh", "-c", 'ulimit -n 128; exec "$@"', "sh", *command)
         with running(limited, log=tmp_path / "log") as program:
             exporter = Exporter(program, program.logged(r"\burl=(http://\S+)")[1])
-            program.logged("level=warning msg=.*the limit on open files is too low")
+            program.logged("level=warning msg=.*as the limit on open files is 128")
             with attack(address(exporter), 400, hold, again=True):
                 asked = len(braze.requests)
                 eventually(lambda: exporter.ask().ok and len(braze.requests) > asked + 60, what="polls and scrapes")

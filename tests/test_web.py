@@ -1,22 +1,27 @@
 """Tests of exporter.web: what a running exporter answers over real HTTP."""
 
+import asyncio
 import gzip
+import re
 import socket
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pytest
+import requests
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from exporter.simulator import Hang, Simulator
-from exporter.web import HEADERS
+from exporter.web import HEADERS, SingleFlight
 from tests.accept import BROWSER, OPENMETRICS, PROMETHEUS_2_42, PROMETHEUS_3, PROMETHEUS_3_TEXT
-from tests.exporters import KEY, Exporter, configure, running_exporter
-from tests.servers import eventually
+from tests.exporters import KEY, Exporter, ask, configure, running_exporter
+from tests.servers import eventually, running
+from tests.system import no_new_threads
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +233,49 @@ def test_another_telemetry_path(tmp_path: Path) -> None:
         Simulator(api_key=KEY, campaigns=1) as braze,
         running_exporter(configure(tmp_path, braze), "--web.telemetry-path=/braze/metrics-1.txt") as exporter,
     ):
-        assert '<a href="/braze/metrics-1.txt">' in exporter.ask("/").text
+        assert '<a href="braze/metrics-1.txt">' in exporter.ask("/").text
         assert "braze_campaign_up" in exporter.ask("/braze/metrics-1.txt").text
         assert exporter.ask("/metrics").status_code == 404
+
+
+PROXY = """
+daemon off; master_process off; pid {folder}/pid; error_log stderr;
+events {{}}
+http {{
+  access_log off; client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
+  uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
+  server {{ listen 127.0.0.1:{port}; location /tools/exporter/ {{ proxy_pass {url}/; }} }}
+}}
+"""
+
+
+def test_behind_a_path_prefix(tmp_path: Path, nginx: Path) -> None:
+    """Behind a proxy that serves the exporter below a path, each link of the overview leads to its page."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    proxied = f"http://127.0.0.1:{port}/tools/exporter/"
+    with (
+        Simulator(api_key=KEY, campaigns=1) as braze,
+        running_exporter(configure(tmp_path, braze), "--web.telemetry-path=/braze/metrics") as exporter,
+    ):
+        (tmp_path / "nginx.conf").write_text(PROXY.format(folder=tmp_path, port=port, url=exporter.url))
+        command = (nginx, "-p", tmp_path, "-e", "stderr", "-c", tmp_path / "nginx.conf")
+        with running(command, log=tmp_path / "nginx.log"):
+            overview = eventually(lambda: _text(proxied), what="an nginx that listens")
+            links = re.findall(r'<a href="([^"]*)">', overview)
+            answers = [ask(urljoin(proxied, link)) for link in links]
+
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert "braze_campaign_up" in answers[0].text
+    assert "workspaces:" in answers[1].text
+
+
+def _text(url: str) -> str:
+    """Return what an address answers, nothing where nobody listens yet."""
+    try:
+        return ask(url).text
+    except requests.ConnectionError:
+        return ""
 
 
 @pytest.mark.server
@@ -243,6 +288,83 @@ def test_metrics_in_the_place_of_the_landing_page(tmp_path: Path) -> None:
         assert "braze_campaign_up" in exporter.ask("/").text
         assert exporter.ask("/metrics").status_code == 404
         assert exporter.ask("/-/healthy").ok
+
+
+class Making:
+    """Makes numbers, each when it is let; counts how many are made at once."""
+
+    def __init__(self) -> None:
+        self.let = threading.Semaphore(0)
+        self.begun = self.inside = self.crowd = 0
+
+    def __call__(self) -> int:
+        """Make the next number."""
+        self.begun += 1
+        self.inside += 1
+        self.crowd = max(self.crowd, self.inside)
+        number = self.begun
+        assert self.let.acquire(timeout=30)
+        self.inside -= 1
+        return number
+
+
+def test_a_crowd_shares_what_is_made() -> None:
+    """Callers that arrive before a run begins share it, those that arrive while it runs share the next."""
+    making = Making()
+
+    async def call() -> list[int]:
+        flight = SingleFlight(making)
+        first = [asyncio.ensure_future(flight()) for _ in range(5)]
+        while not making.begun:  # noqa: ASYNC110 - the other side is a thread
+            await asyncio.sleep(0)
+        second = [asyncio.ensure_future(flight()) for _ in range(5)]
+        await asyncio.sleep(0)
+        making.let.release(2)
+        return await asyncio.gather(*first, *second)
+
+    assert asyncio.run(call()) == [1] * 5 + [2] * 5
+    assert (making.begun, making.crowd) == (2, 1)
+
+
+def test_a_caller_that_is_gone_takes_nothing_along() -> None:
+    """A client that leaves while something is made does not cancel it for the others."""
+    making = Making()
+
+    async def call() -> int:
+        flight = SingleFlight(making)
+        gone, other = (asyncio.ensure_future(flight()) for _ in range(2))
+        while not making.begun:  # noqa: ASYNC110 - the other side is a thread
+            await asyncio.sleep(0)
+        gone.cancel()
+        making.let.release()
+        return await other
+
+    assert asyncio.run(call()) == 1
+
+
+def test_what_cannot_be_made() -> None:
+    """An exception is every caller's who shares the run, and the next run is another one."""
+    numbers = iter([0, 1])
+
+    async def call() -> list[object]:
+        flight = SingleFlight(lambda: 1 / next(numbers))
+        failed = await asyncio.gather(flight(), flight(), return_exceptions=True)
+        return [*map(type, failed), await flight()]
+
+    assert asyncio.run(call()) == [ZeroDivisionError, ZeroDivisionError, 1]
+
+
+def test_no_thread_to_make_it() -> None:
+    """Where no thread can be started it is made all the same."""
+
+    async def call() -> list[int]:
+        flight = SingleFlight(threading.get_ident)
+        with no_new_threads():
+            without = await flight()
+        return [without, await flight()]
+
+    without, with_thread = asyncio.run(call())
+    assert without == threading.get_ident() != with_thread
 
 
 def own_apart(content: bytes) -> list[bytes]:

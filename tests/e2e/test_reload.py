@@ -4,16 +4,19 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import requests
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from exporter.simulator import Hang, Latency, Simulator
 from tests.exporters import KEY, Exporter, config_check, configure, running_exporter
 from tests.servers import eventually
+from tests.system import hung_file, reads
 
 pytestmark = pytest.mark.server
 
@@ -105,7 +108,7 @@ def test_by_signal(tmp_path: Path, braze: Simulator) -> None:
         eventually(lambda: shown(exporter) == set(others), what="a campaign less")
         file.write_text("nonsense", encoding="utf-8")
         exporter.program.process.send_signal(signal.SIGHUP)
-        exporter.program.logged("the configuration is refused")
+        exporter.program.logged("reload failed, keeping the previous configuration")
         refused = exporter.samples(SUCCESSFUL)
         configure(tmp_path, braze)
         for _ in range(50):  # a crowd of signals is a reload or a few, and no deadlock
@@ -129,6 +132,33 @@ def test_by_a_change_of_the_file(tmp_path: Path, braze: Simulator) -> None:
         output = exporter.program.output()
 
     assert output.count(RELOADED) == 1
+
+
+def test_a_file_that_hangs(tmp_path: Path, braze: Simulator) -> None:
+    """A file that is read without an end delays no scrape; its reload fails, and a stop does not wait for it."""
+    file = configure(tmp_path, braze)
+    with (
+        running_exporter(file, "--web.enable-lifecycle") as exporter,
+        ThreadPoolExecutor() as pool,
+        hung_file(file),
+    ):
+        reloading = pool.submit(reload, exporter)
+        eventually(lambda: reads(exporter.program.process.pid, file), what="a read that hangs")
+        scrapes = [exporter.ask().ok for _ in range(5)]
+        while_scraped = not reloading.done()
+        status, text = reloading.result()
+        samples = exporter.samples(SUCCESSFUL)
+        stopped = pool.submit(exporter.ask, "/-/reload", method="POST")
+        eventually(stopped.running, what="another reload")
+        exporter.program.process.send_signal(signal.SIGTERM)
+        ended = exporter.program.process.wait(20)
+        assert isinstance(stopped.exception(), requests.RequestException)
+
+    assert scrapes == [True] * 5
+    assert while_scraped
+    assert (status, "does not answer within 5 s" in text) == (500, True)
+    assert samples == {SUCCESSFUL: "0.0"}
+    assert ended == 0
 
 
 def test_a_signal_before_the_first_round(tmp_path: Path, braze: Simulator) -> None:

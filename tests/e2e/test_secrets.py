@@ -453,7 +453,7 @@ def reload_bad_files(world: World, exporter: Exporter, web_configurations: Seque
 
 def refusals(exporter: Exporter) -> int:
     """Return how often a web configuration was refused."""
-    return exporter.program.output().count("the web configuration is refused")
+    return exporter.program.output().count("the reload of the web configuration failed")
 
 
 def certificate(world: World, exporter: Exporter) -> bytes | None:

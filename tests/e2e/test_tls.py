@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import itertools
 import json
 import re
 import socket
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from email.message import Message
 
     from tests.certificates import Certificates
-    from tests.hostile import Behaviour
+    from tests.hostile import Attack, Behaviour
     from tests.servers import Prometheus
 
 pytestmark = pytest.mark.server
@@ -231,6 +233,35 @@ def test_who_is_known_does_not_wait_for_who_guesses(shared: Secured) -> None:
     assert statuses <= {b"HTTP/1.1 401 ", b"HTTP/1.1 503 "}
 
 
+def test_guessers_do_not_keep_a_scraper_out(secured: Start) -> None:
+    """While 200 clients of another address guess, a scraper that was never there before is let in, each time."""
+    hashed = bcrypt.hashpw(b"horse", bcrypt.gensalt(8)).decode()
+    names = [f"scraper-{number}" for number in range(40)]
+    exporter = secured("basic_auth_users:\n" + "".join(f"  {name}: {hashed}\n" for name in names))
+    numbers = itertools.count()
+
+    async def guess_on(state: Attack, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            pair = base64.b64encode(f"scraper-0:{next(numbers)}".encode()).decode()
+            await loop.sock_sendall(
+                client, f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {pair}\r\n\r\n".encode()
+            )
+            answer = b""
+            while not answer.endswith((b"401 Unauthorized\n", b"503 Service Unavailable\n")):
+                answer += await loop.sock_recv(client, 1 << 16)
+            state.answers += answer[9:13]
+            await asyncio.sleep(0.5)
+
+    url = urlsplit(exporter.exporter.url)
+    with attack((str(url.hostname), url.port or 0), 200, guess_on, source="127.0.0.2") as state:
+        eventually(lambda: state.answers.count(b"503") > 200 and b"401" in state.answers, what="full queues")
+        statuses = [exporter.get("/-/healthy", user=name, password="horse").status for name in names]
+
+    assert statuses == [200] * 40
+    assert set(state.answers.split()) == {b"401", b"503"}
+
+
 @pytest.mark.alone
 def test_a_known_password_does_not_wait_for_a_comparison(secured: Start) -> None:
     """While one password is compared, which takes a second here, many requests with a known one are answered."""
@@ -341,7 +372,7 @@ def test_changes_come_into_force(secured: Start) -> None:
 
         # Another certificate.
         (exporter.file.parent / "tls/server.pem").write_bytes((exporter.certificates.folder / "later.pem").read_bytes())
-        exporter.exporter.program.logged("level=error msg=.the web configuration is refused, the old one stays")
+        exporter.exporter.program.logged("level=error msg=.the reload of the web configuration failed")
         assert f"{SUCCESSFUL} 0.0" in exporter.get(**user).text
         assert certificate(exporter) == before
         (exporter.file.parent / "tls/server.key").write_bytes((exporter.certificates.folder / "later.key").read_bytes())
@@ -368,6 +399,25 @@ def test_changes_come_into_force(secured: Start) -> None:
 
     eventually(lambda: answers(partial(plain.get, **user)), what="an answer without TLS")
     assert listening(exporter) == listeners  # nobody was refused in between
+
+
+def test_an_emptied_file(secured: Start) -> None:
+    """A file that is emptied opens nothing until the exporter is started with it, which warns."""
+    exporter = secured(TLS + USERS)
+    user = {"user": "prometheus", "password": PASSWORDS["prometheus"]}
+    exporter.file.write_text("# nothing\n", encoding="utf-8")
+    exporter.exporter.program.logged("level=error .*expected TLS or users, as in the configuration in force")
+
+    assert exporter.get().status == 401
+    assert f"{SUCCESSFUL} 0.0" in exporter.get(**user).text
+
+
+def test_an_empty_file(secured: Start) -> None:
+    """An exporter that is started with an empty file serves everybody, and warns once."""
+    exporter = secured("")
+
+    assert f"{SUCCESSFUL} 1.0" in exporter.get().text
+    assert exporter.exporter.program.output().count("everybody is served, without TLS") == 1
 
 
 def test_the_metric_is_there_with_a_web_configuration_only(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""Daemon threads: the end of the process waits for none, and one that cannot be started has an error of its own."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Result = TypeVar("Result")
+
+
+class NoThreadError(Exception):
+    """The system starts no further thread: the limit on processes (pids), or the memory, is used up."""
+
+
+def start(work: Callable[[], object], *, name: str) -> None:
+    """Run `work` in a new daemon thread; raises NoThreadError."""
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError as error:
+        raise NoThreadError(
+            f"the thread {name!r} cannot be started: {error}; see the limits on processes and memory"
+        ) from None
+
+
+def call(work: Callable[[], Result], *, name: str) -> Future[Result]:
+    """Run `work` in a new daemon thread; return its result, or its exception, as a future. Raises NoThreadError."""
+    future = Future[Result]()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the result gets it
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    future.set_running_or_notify_cancel()  # who does not wait any longer does not keep the thread from its end
+    start(run, name=name)
+    return future

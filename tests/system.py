@@ -1,0 +1,59 @@
+"""A system that starts no thread, or whose files do not answer."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def no_new_threads() -> Iterator[None]:
+    """Let the system refuse every new thread of this process, as it does at a limit on processes."""
+    before = threading.stack_size(1 << 47)  # bytes: more than there are addresses
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+@contextmanager
+def hung_file(path: Path) -> Iterator[None]:
+    """Put a file in the place of another whose reads do not end: a named pipe whose writer writes nothing."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR)
+    try:
+        yield
+    finally:
+        os.close(writer)
+
+
+def reads(process: int, path: Path) -> bool:
+    """Tell whether a process has a file open."""
+    for link in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if link.readlink() == path:
+                return True
+    return False
+
+
+class Volume:
+    """A file system that does not answer for the paths in `hung`; `opened` are all paths, in order."""
+
+    def __init__(self) -> None:
+        self.hung: set[Path] = set()
+        self.opened: list[Path] = []
+        self._answers = threading.Event()
+
+    def open(self, path: Path) -> int:
+        """Open a file, once the volume answers."""
+        self.opened.append(path)
+        if path in self.hung:
+            self._answers.wait(30)
+        return os.open(path, os.O_RDONLY)
+
+    def answer(self) -> None:
+        """Answer everything from now on."""
+        self.hung = set()
+        self._answers.set()
