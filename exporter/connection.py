@@ -468,7 +468,7 @@ class Resolver:
                 found = Future()
                 self._start(lambda: self._run(host, port, found), "resolve")
                 self._running[host, port] = found
-        failure = found.exception(max(timeout, 0.001))
+        failure = found.exception(timeout)
         if failure is not None:
             raise copy.copy(failure)  # each caller its own: raising adds to an exception
         return found.result()
