@@ -20,6 +20,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from exporter import config
+from exporter.braze import Reason
 from exporter.config import Config
 from exporter.exposition import Exposition, Format
 from exporter.poller import CampaignState, Clock, Poller, start_thread, system_clock
@@ -469,6 +470,8 @@ def test_an_answer_that_cannot_be_shown(tmp_path: Path, braze: Simulator, caplog
 
     assert not crashes
     assert states[victim].failures.keys() == {"bad_payload"}
+    counted = poller.workspaces[0].apis["data_series"].failures[Reason.BAD_PAYLOAD]
+    assert counted >= states[victim].failures[Reason.BAD_PAYLOAD] >= 1
     assert [campaign_id for campaign_id, state in states.items() if not state.up] == [victim]
     assert "a part of the answer" not in caplog.text
     assert any("publish" in str(vars(record).get("traceback")) for record in caplog.records)
@@ -708,6 +711,28 @@ def test_names_of_the_configuration_are_cut(tmp_path: Path, braze: Simulator) ->
         eventually(run.ready, what="the end of the first round")
 
         assert set(re.findall('campaign_name="(.*?)"', run.text())) == {"\N{SHOPPING TROLLEY}" * 249 + "…"}
+
+
+def test_what_is_decoded_holds_up_no_other_news(tmp_path: Path, braze: Simulator) -> None:
+    """While a response is decoded, other campaigns' failures are published and stale numbers go."""
+    clock = SleepingClock()
+    failing, decoded, hanging = (campaign.id for campaign in braze.campaigns[:3])
+    campaigns = {failing: "A", decoded: "B", hanging: "C"}
+    loaded = configured(tmp_path, braze, poll="interval: 1h, timeout: 1h, stale_after: 3h", campaigns=campaigns)
+    with polling(loaded, monotonic=clock) as run:
+        eventually(run.ready, what="the end of the first round")
+        braze.misbehave(Status(404), campaign_id=failing)
+        braze.misbehave(Hang(), campaign_id=hanging)
+        with run.poller._lanes.small:  # noqa: SLF001 - whoever decodes has it
+            clock.asleep = 3601.0
+            eventually(partial(run.failed, failing), what="a failure")
+            eventually(lambda: asked(braze, decoded) == 2, what="another response")
+            clock.asleep = 3 * 3600.0 + 60.0
+            eventually(partial(run.empty, hanging), what="stale numbers to go")
+
+            assert run.state(decoded).polls == 1
+        eventually(lambda: run.state(decoded).polls >= 2, what="the response to be read")
+        assert run.state(decoded).up
 
 
 def test_large_responses_hold_up_nobody(tmp_path: Path) -> None:
