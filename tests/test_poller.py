@@ -676,7 +676,9 @@ def test_statistics_that_are_no_numbers_are_told_once(
     assert vars(record)["statistics"] == "sent, new"
 
 
-def test_a_removed_campaign_is_polled_no_more(tmp_path: Path, braze: Simulator) -> None:
+def test_a_removed_campaign_is_polled_no_more(
+    tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
     """A campaign that a reload removes has no slot any more, also when it was just being polled."""
     waits, polled, stays = (campaign.id for campaign in braze.campaigns[:3])
     loaded = configured(tmp_path, braze, poll=PATIENT, campaigns={waits: "A", polled: "B", stays: "C"})
@@ -697,6 +699,8 @@ def test_a_removed_campaign_is_polled_no_more(tmp_path: Path, braze: Simulator) 
         assert asked(braze, polled) <= counts[1]
         assert not run.samples(polled)
         assert [state.campaign_id for state in run.poller.campaigns] == [stays]
+        assert not sum(run.poller.workspaces[0].apis["data_series"].failures.values())
+    assert "cannot be" not in caplog.text
 
 
 def asked(braze: Simulator, campaign_id: str) -> int:
@@ -758,6 +762,36 @@ def test_large_responses_hold_up_nobody(tmp_path: Path) -> None:
         assert state.latest is not None
         assert len(state.latest.variations) + state.dropped == 100_000
         assert len(state.latest.variations) < 20_000
+
+
+def test_large_responses_of_all_workspaces_wait_in_one_line(tmp_path: Path, braze: Simulator) -> None:
+    """While one is read no other is, of whatever workspace; small ones are."""
+    large, small = (campaign.id for campaign in braze.campaigns[:2])
+    loaded = configured(tmp_path, braze, poll=PATIENT, campaigns={large: "A", small: "B"})
+    other = loaded.workspaces[0].model_copy(update={"name": "other"})
+    body = b'{"data": [{"time": "2026-03-03", "revenue": 1}], "text": "%s"}' % (b"x" * (2 << 20))
+    with polling(loaded.model_copy(update={"workspaces": (*loaded.workspaces, other)})) as run:
+        eventually(run.ready, what="the end of the first round")
+        lane = run.poller._lanes.large  # noqa: SLF001 - whoever reads a large one is its first
+        assert lane.acquire(0)
+        braze.misbehave(Body(body), campaign_id=large)
+        eventually(lambda: len(lane) == 3, what="two that wait")
+        before = {state.key: state.polls for state in run.poller.campaigns}
+        eventually(
+            lambda: all(
+                state.polls >= before[state.key] + 2 for state in run.poller.campaigns if state.campaign_id == small
+            ),
+            what="polls of the small ones",
+        )
+        waited = [state.polls - before[state.key] for state in run.poller.campaigns if state.campaign_id == large]
+        lane.release()
+        eventually(
+            lambda: all(state.polls > before[state.key] for state in run.poller.campaigns),
+            what="the large ones to be read",
+        )
+
+        assert waited == [0, 0]
+        assert all(state.up for state in run.poller.campaigns)
 
 
 def test_an_exception_elsewhere_is_fatal(tmp_path: Path, braze: Simulator) -> None:
