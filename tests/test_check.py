@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Literal
@@ -167,6 +168,17 @@ def test_several_details_of_one_reason() -> None:
     assert "FAILED 2 campaigns: bad request: 2 different answers, see below" in found(given)
     report = "\n".join(lines([given], {}))
     assert re.search(r"FAILED  Welcome  \S+  bad request: one\n  FAILED  Cart     \S+  bad request: two\n", report)
+
+
+def test_statistics_that_are_no_numbers_are_a_note() -> None:
+    """Fields that came as text are named, each once and at most ten."""
+    texts = [replace(answer("2026-03-03"), no_numbers=names) for names in (("sent", "opens"), ("opens", "clicks"))]
+    many = replace(answer("2026-03-03"), no_numbers=tuple(f"field {number}" for number in range(99)))
+
+    assert "note statistics that are no numbers, and so are left out: sent, opens, clicks" in found(checked(*texts))
+    assert "field 9" in found(checked(many))
+    assert "field 10" not in found(checked(many))
+    assert "no numbers" not in found(checked(answer("2026-03-03")))
 
 
 def test_skipped_parts_are_a_note() -> None:

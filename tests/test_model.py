@@ -51,6 +51,16 @@ def test_latest_is_the_greatest_date_in_any_order() -> None:
     assert parsed.previous.variations[0].statistics == {"sent": 7, "errors": 1}
 
 
+def test_only_two_days_are_read() -> None:
+    """What is older is not looked into, whatever is in it and wherever it stands."""
+    odd = {"time": "2026-03-01", "messages": {"email": [5, {"sent": "7"}, {"opens": 1}, {"clicks": 1}]}}
+    newer = [{"time": "2026-03-02", "revenue": 1}, {"time": "2026-03-03", "revenue": 2}]
+    expected = DataSeries(Day(date(2026, 3, 3), {"revenue": 2}, ()), Day(date(2026, 3, 2), {"revenue": 1}, ()))
+
+    for entries in ([odd, *newer], [*newer, odd], [newer[1], odd, newer[0]]):
+        assert parse_data_series({"data": entries}, samples=2) == expected
+
+
 def test_no_days() -> None:
     """An answer without days has neither a latest nor a previous day, and nothing is wrong with it."""
     assert payload("no_days.json") == DataSeries(None, None)

@@ -20,6 +20,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from exporter import config
+from exporter.braze import Reason
 from exporter.config import Config
 from exporter.exposition import Exposition, Format
 from exporter.poller import CampaignState, Clock, Poller, start_thread, system_clock
@@ -469,6 +470,8 @@ def test_an_answer_that_cannot_be_shown(tmp_path: Path, braze: Simulator, caplog
 
     assert not crashes
     assert states[victim].failures.keys() == {"bad_payload"}
+    counted = poller.workspaces[0].apis["data_series"].failures[Reason.BAD_PAYLOAD]
+    assert counted >= states[victim].failures[Reason.BAD_PAYLOAD] >= 1
     assert [campaign_id for campaign_id, state in states.items() if not state.up] == [victim]
     assert "a part of the answer" not in caplog.text
     assert any("publish" in str(vars(record).get("traceback")) for record in caplog.records)
@@ -673,7 +676,9 @@ def test_statistics_that_are_no_numbers_are_told_once(
     assert vars(record)["statistics"] == "sent, new"
 
 
-def test_a_removed_campaign_is_polled_no_more(tmp_path: Path, braze: Simulator) -> None:
+def test_a_removed_campaign_is_polled_no_more(
+    tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
     """A campaign that a reload removes has no slot any more, also when it was just being polled."""
     waits, polled, stays = (campaign.id for campaign in braze.campaigns[:3])
     loaded = configured(tmp_path, braze, poll=PATIENT, campaigns={waits: "A", polled: "B", stays: "C"})
@@ -694,6 +699,8 @@ def test_a_removed_campaign_is_polled_no_more(tmp_path: Path, braze: Simulator) 
         assert asked(braze, polled) <= counts[1]
         assert not run.samples(polled)
         assert [state.campaign_id for state in run.poller.campaigns] == [stays]
+        assert not sum(run.poller.workspaces[0].apis["data_series"].failures.values())
+    assert "cannot be" not in caplog.text
 
 
 def asked(braze: Simulator, campaign_id: str) -> int:
@@ -708,6 +715,28 @@ def test_names_of_the_configuration_are_cut(tmp_path: Path, braze: Simulator) ->
         eventually(run.ready, what="the end of the first round")
 
         assert set(re.findall('campaign_name="(.*?)"', run.text())) == {"\N{SHOPPING TROLLEY}" * 249 + "…"}
+
+
+def test_what_is_decoded_holds_up_no_other_news(tmp_path: Path, braze: Simulator) -> None:
+    """While a response is decoded, other campaigns' failures are published and stale numbers go."""
+    clock = SleepingClock()
+    failing, decoded, hanging = (campaign.id for campaign in braze.campaigns[:3])
+    campaigns = {failing: "A", decoded: "B", hanging: "C"}
+    loaded = configured(tmp_path, braze, poll="interval: 1h, timeout: 1h, stale_after: 3h", campaigns=campaigns)
+    with polling(loaded, monotonic=clock) as run:
+        eventually(run.ready, what="the end of the first round")
+        braze.misbehave(Status(404), campaign_id=failing)
+        braze.misbehave(Hang(), campaign_id=hanging)
+        with run.poller._lanes.small:  # noqa: SLF001 - whoever decodes has it
+            clock.asleep = 3601.0
+            eventually(partial(run.failed, failing), what="a failure")
+            eventually(lambda: asked(braze, decoded) == 2, what="another response")
+            clock.asleep = 3 * 3600.0 + 60.0
+            eventually(partial(run.empty, hanging), what="stale numbers to go")
+
+            assert run.state(decoded).polls == 1
+        eventually(lambda: run.state(decoded).polls >= 2, what="the response to be read")
+        assert run.state(decoded).up
 
 
 def test_large_responses_hold_up_nobody(tmp_path: Path) -> None:
@@ -733,6 +762,36 @@ def test_large_responses_hold_up_nobody(tmp_path: Path) -> None:
         assert state.latest is not None
         assert len(state.latest.variations) + state.dropped == 100_000
         assert len(state.latest.variations) < 20_000
+
+
+def test_large_responses_of_all_workspaces_wait_in_one_line(tmp_path: Path, braze: Simulator) -> None:
+    """While one is read no other is, of whatever workspace; small ones are."""
+    large, small = (campaign.id for campaign in braze.campaigns[:2])
+    loaded = configured(tmp_path, braze, poll=PATIENT, campaigns={large: "A", small: "B"})
+    other = loaded.workspaces[0].model_copy(update={"name": "other"})
+    body = b'{"data": [{"time": "2026-03-03", "revenue": 1}], "text": "%s"}' % (b"x" * (2 << 20))
+    with polling(loaded.model_copy(update={"workspaces": (*loaded.workspaces, other)})) as run:
+        eventually(run.ready, what="the end of the first round")
+        lane = run.poller._lanes.large  # noqa: SLF001 - whoever reads a large one is its first
+        assert lane.acquire(0)
+        braze.misbehave(Body(body), campaign_id=large)
+        eventually(lambda: len(lane) == 3, what="two that wait")
+        before = {state.key: state.polls for state in run.poller.campaigns}
+        eventually(
+            lambda: all(
+                state.polls >= before[state.key] + 2 for state in run.poller.campaigns if state.campaign_id == small
+            ),
+            what="polls of the small ones",
+        )
+        waited = [state.polls - before[state.key] for state in run.poller.campaigns if state.campaign_id == large]
+        lane.release()
+        eventually(
+            lambda: all(state.polls > before[state.key] for state in run.poller.campaigns),
+            what="the large ones to be read",
+        )
+
+        assert waited == [0, 0]
+        assert all(state.up for state in run.poller.campaigns)
 
 
 def test_an_exception_elsewhere_is_fatal(tmp_path: Path, braze: Simulator) -> None:
