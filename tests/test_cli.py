@@ -23,15 +23,19 @@ from tests.system import hung_file, reads
 
 STOPPING = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 CAMPAIGN = "3bbc4555-8fa0-4c9b-a5c0-4505edf3e064"
-# A library that fails in one thread.
+# A library that fails or hangs in one thread.
 _BROKEN = """
+import os
 import threading
 import zlib
 from zlib import *
 
 def compressobj(**settings):
-    if threading.current_thread().name == "ready":
+    if threading.current_thread().name == os.environ["BREAKS"]:
         raise SystemError("broken")
+    if threading.current_thread().name == os.environ["HANGS"]:
+        print("hangs", flush=True)
+        threading.Event().wait()
     return zlib.compressobj(**settings)
 """
 
@@ -381,6 +385,22 @@ def test_stopping_while_a_file_hangs(what: str, number: int, tmp_path: Path) -> 
 
 @pytest.mark.server
 @STOPPING
+def test_stopping_while_the_event_loop_hangs(number: int, tmp_path: Path) -> None:
+    """A signal ends the exporter even when what serves does nothing any more."""
+    with Simulator(api_key=KEY, campaigns=1) as braze:
+        command = [*COMMAND, f"--config.file={configure(tmp_path, braze)}", "--web.listen-address=127.0.0.1:0"]
+        environment = broken_library(tmp_path, hangs="MainThread")
+        with running(command, log=tmp_path / "log", environment=environment) as program:
+            address = urlsplit(program.logged(r"\burl=(\S+)")[1])
+            with closing(socket.create_connection((str(address.hostname), address.port or 0))) as client:
+                client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n")
+                program.logged("^hangs$")
+
+                assert stopped(program, number) == 0
+
+
+@pytest.mark.server
+@STOPPING
 @pytest.mark.parametrize("other", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 def test_signals_while_the_exporter_stops(number: int, other: int, tmp_path: Path) -> None:
     """A signal that comes while answers that nobody reads hold up the end changes nothing, SIGHUP neither."""
@@ -468,7 +488,7 @@ def test_a_crash_with_a_log_that_nobody_reads(tmp_path: Path) -> None:
     """An unexpected exception ends the exporter with status 1 while its log waits for a reader."""
     with (
         Simulator(api_key=KEY, campaigns=100) as braze,
-        unread(braze, tmp_path, environment=broken_library(tmp_path)) as (process, _, exporter),
+        unread(braze, tmp_path, environment=broken_library(tmp_path, breaks="ready")) as (process, _, exporter),
     ):
         assert exporter.ask(Accept_Encoding="gzip").ok
 
@@ -508,7 +528,7 @@ def test_an_unexpected_exception_ends_the_process(tmp_path: Path) -> None:
         with running(
             [*command, "--web.listen-address=127.0.0.1:0"],
             log=tmp_path / "log",
-            environment=broken_library(tmp_path),
+            environment=broken_library(tmp_path, breaks="ready"),
         ) as program:
             exporter = Exporter(program, program.logged(r"\burl=(\S+)")[1])
             eventually(exporter.ready, what="an exporter that is ready")
@@ -611,13 +631,13 @@ def connect(exporter: Exporter) -> socket.socket:
     return client
 
 
-def broken_library(folder: Path) -> dict[str, str]:
-    """Return the environment of an exporter with a library that raises what nobody expects in one of its threads."""
+def broken_library(folder: Path, *, breaks: str = "", hangs: str = "") -> dict[str, str]:
+    """Return the environment of an exporter with a library that fails in one of its threads, and hangs in another."""
     library = folder / "isal/isal_zlib.py"
     library.parent.mkdir()
     library.write_text(_BROKEN, encoding="utf-8")
     (library.parent / "__init__.py").touch()
-    return {"PYTHONPATH": str(folder)}
+    return {"PYTHONPATH": str(folder), "BREAKS": breaks, "HANGS": hangs}
 
 
 @contextmanager
