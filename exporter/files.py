@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from concurrent.futures import wait
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from exporter import threads
@@ -136,7 +137,7 @@ class Files:
             except NoThreadError as error:
                 raise OSError(errno.EAGAIN, str(error)) from None
             self._reading[path] = started
-        started.add_done_callback(lambda _: self._forget(path, started))
+        started.add_done_callback(partial(self._forget, path))  # no circle holds the content until garbage is collected
         return started, True
 
     def _forget(self, path: Path, reading: Future[bytes]) -> None:

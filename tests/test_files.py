@@ -1,11 +1,12 @@
 """Tests of exporter.files: what a read returns and raises, and what one that hangs costs."""
 
 import errno
+import gc
 import os
 import select
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def test_content(limit: int | None, expected: bytes, tmp_path: Path) -> None:
     file.write_bytes(b"0123456789")
 
     assert expected == files.read(file, limit=limit)
+
+
+def test_a_content_is_not_kept(tmp_path: Path) -> None:
+    """What was read, such as a key, stays with the caller only."""
+    file = tmp_path / "file"
+    file.write_bytes(b"a key")
+    content = files.read(file)
+
+    def holders() -> list[object]:
+        kept = gc.get_referrers(content)
+        return [each for each in kept if isinstance(each, Future) or (isinstance(each, dict) and "_result" in each)]
+
+    eventually(lambda: not holders(), what="nothing that holds the content")
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def test_what_cannot_be_used_changes_nothing(where: str, caplog: pytest.LogCaptu
     """A bad file, or a key that is gone, is told and logged; the old configuration stays until a good one comes."""
     clockwork = Clockwork(with_main())
     configuration = clockwork.configuration()
+    started = (configuration.successful, configuration.succeeded_at)
     good = clockwork.loaded
     setattr(clockwork, where, ConfigError(["config.yaml:1: one", "config.yaml:2: two"]))
     clockwork.now = 2000.0
@@ -128,6 +129,7 @@ def test_what_cannot_be_used_changes_nothing(where: str, caplog: pytest.LogCaptu
     clockwork.loaded, clockwork.refusal = with_main(requests_per_minute=9), None
 
     assert problem == "config.yaml:1: one\nconfig.yaml:2: two"
+    assert started == (True, 1000.0)
     assert refused == (good, False, 1000.0, 0)
     assert [vars(record)["error"] for record in caplog.records if record.levelname == "ERROR"] == [problem]
     assert configuration.reload() is None
