@@ -33,7 +33,7 @@ servers: .venv/.dev programs checkers ## run the tests with servers, of which so
 programs: ## fetch the programs that the tests with servers use
 	sh tools/programs.sh
 
-checkers: .venvs/deploy/.done ## install the programs that check the files in deploy
+checkers: .venvs/deploy/.done .venvs/mutants/.done ## install the programs that check the files in deploy, and the tests
 
 image: .cache/image/image.json ## build the container image into .cache, without a container engine; needs root
 
@@ -72,11 +72,15 @@ bench: .venv/.dev programs ## compare scrapes, polls, starts and memory with wha
 bench-rules: .venv/.dev programs ## measure what the rules for Prometheus cost over 2,000 campaigns; takes a quarter of an hour
 	.venv/bin/python -m benchmarks.rules
 
+mutants: .venv/.dev .venvs/mutants/.done ## change the package in SAMPLE places of each MODULE, one at a time, and print what no test fails for
+	.venv/bin/python -m tools.mutants $(MODULE) $(if $(SAMPLE),--sample=$(SAMPLE)) $(if $(SEED),--seed=$(SEED)) $(if $(JOBS),--jobs=$(JOBS))
+
 lock: .venv/.dev ## write the lock files again after a change of the dependencies in pyproject.toml
 	$(COMPILE) pyproject.toml --output-file requirements.lock
 	$(COMPILE) pyproject.toml --group dev --constraints requirements.lock --output-file requirements-dev.lock
 	$(COMPILE) --group build --constraints requirements-dev.lock --output-file requirements-build.lock
 	$(COMPILE) --group deploy --output-file requirements-deploy.lock
+	$(COMPILE) --group mutants --constraints requirements-dev.lock --output-file requirements-mutants.lock
 
 upgrade: COMPILE += --upgrade
 upgrade: lock ## the same, with the newest version of everything
@@ -100,9 +104,9 @@ clean: ## remove everything that make has made
 .PRECIOUS: .venvs/%/.dev
 
 # By uv, as pip takes a minute for so many packages.
-.venvs/deploy/.done: requirements-deploy.lock | .venv/.dev
-	.venv/bin/uv venv --quiet --clear --python .venv/bin/python .venvs/deploy
-	.venv/bin/uv pip install --quiet --python .venvs/deploy --require-hashes --no-deps --requirement $<
+.venvs/deploy/.done .venvs/mutants/.done: .venvs/%/.done: requirements-%.lock | .venv/.dev
+	.venv/bin/uv venv --quiet --clear --python .venv/bin/python .venvs/$*
+	.venv/bin/uv pip install --quiet --python .venvs/$* --require-hashes --no-deps --requirement $<
 	@touch $@
 
 .venvs/build/.done: requirements-build.lock

@@ -23,13 +23,15 @@ ROOT = Path(__file__).parents[1]
 UNPACKED = ROOT / ".cache/debian/usr/bin"
 # Where make installs what checks the files in deploy/.
 DEPLOY = ROOT / ".venvs/deploy/bin"
+# Where make installs what changes the package.
+MUTANTS = ROOT / ".venvs/mutants/bin"
 # Seconds between two looks at a condition.
 _PAUSE = 0.02
 
 
 def find_program(name: str) -> Path | None:
     """Find a program among Debian's unpacked packages, the tools for deploy/ or on PATH, in this order, or nowhere."""
-    found = shutil.which(name, path=f"{UNPACKED}{os.pathsep}{DEPLOY}") or shutil.which(name)
+    found = shutil.which(name, path=os.pathsep.join(map(str, (UNPACKED, DEPLOY, MUTANTS)))) or shutil.which(name)
     return Path(found) if found else None
 
 
