@@ -17,7 +17,7 @@ Server = TypeVar("Server")
 MISSING = "program not installed: "
 # The fixtures of programs whose tests are tests with servers, and of those that look at files and end.
 SERVERS = {"alertmanager", "chromium", "nginx", "prometheus"}
-CHECKERS = {"amtool", "checker", "promtool"}
+CHECKERS = {"amtool", "promtool"}
 
 # A busy machine is no failure. What hypothesis sets for CI stays in force.
 hypothesis.settings.register_profile("braze-exporter", hypothesis.settings(), deadline=None)
@@ -34,9 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what uses a program from outside, so that -m selects it wherever it stands."""
     for item in items:
         if isinstance(item, pytest.Function):
-            if SERVERS & set(item.fixturenames) or item.get_closest_marker("alone"):
+            used = set(item.fixturenames)
+            if SERVERS & used or item.get_closest_marker("alone"):
                 item.add_marker("server")
-            elif CHECKERS & set(item.fixturenames) and not item.get_closest_marker("server"):
+            if "checker" in used or (CHECKERS & used and not item.get_closest_marker("server")):
                 item.add_marker("checker")
 
 
@@ -78,7 +79,7 @@ def openssl() -> Path:
 
 @pytest.fixture(scope="session")
 def checker() -> Callable[[str], Path]:
-    """Find a program of the group deploy in pyproject.toml, which `make checkers` installs, by its name."""
+    """Find a program by its name that `make checkers` installs: groups deploy and mutants in pyproject.toml."""
     return _require
 
 
@@ -118,7 +119,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Genera
         names = ", ".join(sorted({reason.partition(MISSING)[2] for reason in reasons}))
         terminalreporter.write_line(
             f"Tests left out because a program is not installed: {len(reasons)} ({names});"
-            " `make programs checkers` fetches them",
+            " `make servers checkers` fetches them",
             yellow=True,
         )
 
