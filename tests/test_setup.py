@@ -7,17 +7,18 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.found import some
 from tests.servers import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-LOCKS = {path.name: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("requirements*.lock"))}
+LOCKS = {path.name: path.read_text(encoding="utf-8") for path in some(sorted(ROOT.glob("requirements*.lock")), "locks")}
 
 
 @pytest.fixture
@@ -83,6 +84,15 @@ def test_make_installs_with_the_python_named_and_only_once(checkout: Path) -> No
     assert installing == [1, 0, 1], (first, second, third)
     python = run(str(checkout / ".venv/bin/python"), "-c", "import sys; print(sys.version)", folder=checkout)
     assert sys.version == python.stdout.strip()
+
+
+def test_scripts_are_clean(checker: Callable[[str], Path]) -> None:
+    """Shellcheck finds nothing in any script of the repository."""
+    scripts = [*some(sorted((ROOT / "tools").glob("*.sh")), "scripts"), ROOT / ".ci/run"]
+
+    result = subprocess.run([checker("shellcheck"), "--norc", *scripts], capture_output=True, text=True, check=False)
+
+    assert (result.stdout, result.stderr) == ("", "")
 
 
 @pytest.mark.server
@@ -199,7 +209,8 @@ def test_the_wheel_holds_the_package_and_its_command(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (commands,) = (archive.read(name).decode() for name in names if name.endswith("/entry_points.txt"))
-    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "exporter").glob("**/*.py")}
+    modules = some((ROOT / "exporter").glob("**/*.py"), "modules")
+    package = {path.relative_to(ROOT).as_posix() for path in modules}
     assert package | {"exporter/py.typed"} == {name for name in names if name.startswith("exporter/")}
     assert commands == "[console_scripts]\nbraze-exporter = exporter.__main__:main\n"
     assert any(name.endswith("/licenses/LICENSE") for name in names)
