@@ -285,13 +285,13 @@ def test_the_pod_runs_with_tls_users_and_reloads(
                 eventually(partial(answers, probes + path), what=f"{path} on the listener for probes")
             assert fetch(f"{probes}/metrics").status_code == 404
             scraping = prometheus(scrape_configuration(endpoint, address, certificates.ca, password))
-            eventually(lambda: values(scraping, "up") == [1], what="a scrape by TLS", timeout=60)
+            eventually(lambda: values(scraping, "up") == [1], what="a scrape by TLS")
 
             lines = mounted.read_text(encoding="utf-8").splitlines(keepends=True)
             put_in_place(tmp_path, "second", "".join(lines[:-1]))
 
             program.logged('msg="the configuration was reloaded".*campaigns_removed=1')
-            eventually(lambda: values(scraping, "braze_workspace_campaigns") == [2], what="two campaigns", timeout=60)
+            eventually(lambda: values(scraping, "braze_workspace_campaigns") == [2], what="two campaigns")
 
 
 def put_in_place(folder: Path, name: str, configuration: str) -> None:

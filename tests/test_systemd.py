@@ -13,7 +13,7 @@ import pytest
 from exporter import __version__
 from tests.containers import Image, build, leave_out, running_process_1
 from tests.exporters import config_check
-from tests.servers import ROOT, eventually
+from tests.servers import PATIENCE, ROOT, eventually
 
 FOLDER = ROOT / "deploy/systemd"
 UNIT = (FOLDER / "braze-exporter.service").read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ cat /srv/edited >"$1"
 _CURL = """#!/opt/braze-exporter/bin/python
 import sys
 from urllib.request import urlopen
-with urlopen(sys.argv[-1], timeout=10) as answer:
+with urlopen(sys.argv[-1], timeout=60) as answer:
     sys.stdout.write(answer.read().decode())
 """
 _SUDO = """#!/bin/sh
@@ -84,7 +84,7 @@ class Machine:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
 
@@ -264,14 +264,14 @@ def test_it_is_started_again(machine: Machine) -> None:
     assert machine.run("sh", "-euc", "".join(rest[:3])).returncode == 0
     machine.run("systemctl", "kill", "--signal=KILL", "braze-exporter")
 
-    eventually(lambda: machine.shown("NRestarts") == {"NRestarts": "1"}, what="a restart", timeout=30)
+    eventually(lambda: machine.shown("NRestarts") == {"NRestarts": "1"}, what="a restart")
     eventually(lambda: up(machine) == 2, what="two polled campaigns")
 
 
 def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run systemd-analyze with arguments to the end."""
     program = shutil.which("systemd-analyze") or leave_out("program not installed: systemd-analyze")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def blocks() -> list[str]:
