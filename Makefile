@@ -83,6 +83,11 @@ bench: .venv/.dev programs ## compare scrapes, polls, starts and memory with wha
 bench-rules: .venv/.dev programs ## measure what the rules for Prometheus cost over 2,000 campaigns; takes a quarter of an hour
 	.venv/bin/python -m benchmarks.rules
 
+MINUTES ?= 30
+soak: .venv/.dev ## run the exporter among faults, reloads and scrapes for MINUTES, 30 by default, and properties on many examples
+	.venv/bin/python $(PYTEST) -m $(UNIT) -n auto --hypothesis-profile=soak tests/test_model.py tests/test_metrics.py tests/test_exposition.py
+	.venv/bin/python -m benchmarks.soak --minutes=$(MINUTES)
+
 mutants: .venv/.dev .venvs/mutants/.done ## change the package in SAMPLE places of each MODULE, one at a time, and print what no test fails for
 	.venv/bin/python -m tools.mutants $(MODULE) $(if $(SAMPLE),--sample=$(SAMPLE)) $(if $(SEED),--seed=$(SEED)) $(if $(JOBS),--jobs=$(JOBS))
 

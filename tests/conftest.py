@@ -22,6 +22,8 @@ CHECKERS = {"amtool", "promtool"}
 # A busy machine is no failure. What hypothesis sets for CI stays in force.
 hypothesis.settings.register_profile("braze-exporter", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("braze-exporter")
+# `make soak` looks at twenty times as many examples.
+hypothesis.settings.register_profile("soak", hypothesis.settings(), deadline=None, max_examples=2000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
