@@ -5,9 +5,14 @@ PYTHON ?= python3
 # The Pythons that the unit tests run on, where they are installed.
 VERSIONS := 3.11 3.12 3.13
 UNIT := "not server and not checker"
+PYTEST := -m pytest -q
+# What `make test` and `make check` make, one after the other.
+TEST := unit servers alone
+CHECK := format-check lint types $(TEST) checkers others
+STAGES = MAKE="$(MAKE)" sh tools/stages.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit servers programs checkers image dist dashboards manifests preview check format-check lint types format bench bench-rules lock upgrade clean
+.PHONY: help demo test check format-check lint types unit servers alone checkers others programs image dist dashboards manifests preview format bench bench-rules soak mutants lock upgrade clean
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -15,25 +20,42 @@ help: ## list what there is to make
 demo: .venv/.run ## run the exporter against a simulated Braze; no account, no configuration
 	.venv/bin/python -m exporter demo
 
-test: unit servers ## run all tests
+test: ## run the tests on one Python, those with servers too, as a proof that it works here; takes five minutes
+	+@$(STAGES) $(TEST)
 
-unit: .venv/.dev ## run the tests without servers, on every supported Python that is installed
-	.venv/bin/python -m pytest -m $(UNIT) -n auto
+check: ## run everything that CI runs; takes a quarter of an hour
+	+@$(STAGES) $(CHECK)
+
+format-check: .venv/.dev ## check the format
+	.venv/bin/ruff format --check --quiet
+
+lint: .venv/.dev ## run the linter
+	.venv/bin/ruff check --quiet
+
+types: .venv/.dev ## check the types
+	.venv/bin/mypy --no-error-summary
+
+unit: .venv/.dev ## run the tests without servers
+	.venv/bin/python $(PYTEST) -m $(UNIT) -n auto
+
+# They wait for most of their time, so there are more of them than cores.
+servers: .venv/.dev programs ## run the tests with servers
+	.venv/bin/python $(PYTEST) -m "server and not alone and not checker" -n 4 --dist loadfile
+
+alone: .venv/.dev programs ## run the tests that measure time, one after the other
+	.venv/bin/python $(PYTEST) -m alone
+
+checkers: .venv/.dev .venvs/deploy/.done .venvs/mutants/.done programs ## run the tests with programs that check files
+	.venv/bin/python $(PYTEST) -m checker -n auto
+
+others: .venv/.dev ## run the tests without servers on each other Python that is supported and installed
 	@for version in $(OTHERS); do $(MAKE) --no-print-directory unit-$$version || exit 1; done
 
 unit-%: .venvs/%/.dev
-	.venvs/$*/bin/python -m pytest -m $(UNIT) -n auto
-
-# Tests with servers wait for most of their time, so there are more of them than cores.
-servers: .venv/.dev programs checkers ## run the tests with servers, of which some measure time and run alone, and those with checkers
-	.venv/bin/python -m pytest -m "server and not alone" -n 4 --dist loadfile
-	.venv/bin/python -m pytest -m alone
-	.venv/bin/python -m pytest -m checker -n auto
+	.venvs/$*/bin/python $(PYTEST) -m $(UNIT) -n auto
 
 programs: ## fetch the programs that the tests with servers use
-	sh tools/programs.sh
-
-checkers: .venvs/deploy/.done ## install the programs that check the files in deploy
+	@sh tools/programs.sh
 
 image: .cache/image/image.json ## build the container image into .cache, without a container engine; needs root
 
@@ -51,17 +73,6 @@ preview: .venv/.dev programs ## draw the dashboards into docs/pictures; needs np
 	npm ci --prefix grafana/preview --no-audit --no-fund --loglevel=error
 	.venv/bin/python -W ignore -m grafana.preview.preview
 
-check: format-check lint types test ## run everything that CI runs
-
-format-check: .venv/.dev
-	.venv/bin/ruff format --check
-
-lint: .venv/.dev ## run the linter
-	.venv/bin/ruff check
-
-types: .venv/.dev ## check the types
-	.venv/bin/mypy
-
 format: .venv/.dev ## format the code and fix what the linter can fix
 	.venv/bin/ruff format
 	.venv/bin/ruff check --fix
@@ -72,11 +83,20 @@ bench: .venv/.dev programs ## compare scrapes, polls, starts and memory with wha
 bench-rules: .venv/.dev programs ## measure what the rules for Prometheus cost over 2,000 campaigns; takes a quarter of an hour
 	.venv/bin/python -m benchmarks.rules
 
+MINUTES ?= 30
+soak: .venv/.dev ## run the exporter among faults, reloads and scrapes for MINUTES, 30 by default, and properties on many examples
+	.venv/bin/python $(PYTEST) -m $(UNIT) -n auto --hypothesis-profile=soak tests/test_model.py tests/test_metrics.py tests/test_exposition.py
+	.venv/bin/python -m benchmarks.soak --minutes=$(MINUTES)
+
+mutants: .venv/.dev .venvs/mutants/.done ## change the package in SAMPLE places of each MODULE, one at a time, and print what no test fails for
+	.venv/bin/python -m tools.mutants $(MODULE) $(if $(SAMPLE),--sample=$(SAMPLE)) $(if $(SEED),--seed=$(SEED)) $(if $(JOBS),--jobs=$(JOBS))
+
 lock: .venv/.dev ## write the lock files again after a change of the dependencies in pyproject.toml
 	$(COMPILE) pyproject.toml --output-file requirements.lock
 	$(COMPILE) pyproject.toml --group dev --constraints requirements.lock --output-file requirements-dev.lock
 	$(COMPILE) --group build --constraints requirements-dev.lock --output-file requirements-build.lock
 	$(COMPILE) --group deploy --output-file requirements-deploy.lock
+	$(COMPILE) --group mutants --constraints requirements-dev.lock --output-file requirements-mutants.lock
 
 upgrade: COMPILE += --upgrade
 upgrade: lock ## the same, with the newest version of everything
@@ -87,27 +107,31 @@ clean: ## remove everything that make has made
 
 # Installed again only when a lock file is newer. The dev lock contains the run-time lock.
 .venv/.run: requirements.lock
-	sh tools/venv.sh "$(PYTHON)" .venv $<
+	@sh tools/venv.sh "$(PYTHON)" .venv $<
 	@touch $@
 
 .venv/.dev: requirements-dev.lock
-	sh tools/venv.sh "$(PYTHON)" .venv $<
+	@sh tools/venv.sh "$(PYTHON)" .venv $<
 	@touch .venv/.run $@
 
-.venvs/%/.dev: requirements-dev.lock
-	sh tools/venv.sh "$$(sh tools/python.sh $*)" .venvs/$* $<
+.venvs/build/.done: requirements-build.lock
+	@sh tools/venv.sh "$(PYTHON)" .venvs/build $<
 	@touch $@
-.PRECIOUS: .venvs/%/.dev
 
 # By uv, as pip takes a minute for so many packages.
-.venvs/deploy/.done: requirements-deploy.lock | .venv/.dev
-	.venv/bin/uv venv --quiet --clear --python .venv/bin/python .venvs/deploy
-	.venv/bin/uv pip install --quiet --python .venvs/deploy --require-hashes --no-deps --requirement $<
-	@touch $@
+.venvs/deploy/.done .venvs/mutants/.done: .venvs/%/.done: requirements-%.lock | .venv/.dev
+	$(call install,.venv/bin/python)
 
-.venvs/build/.done: requirements-build.lock
-	sh tools/venv.sh "$(PYTHON)" .venvs/build $<
-	@touch $@
+.venvs/%/.dev: requirements-dev.lock | .venv/.dev
+	$(call install,"$$(sh tools/python.sh $*)")
+.PRECIOUS: .venvs/%/.dev
+
+define install
+@echo "Installing $$(grep -c == $<) packages into .venvs/$*: about half a minute, once"
+@.venv/bin/uv venv --quiet --clear --python $(1) .venvs/$*
+@.venv/bin/uv pip install --quiet --python .venvs/$* --require-hashes --no-deps --requirement $<
+@touch $@
+endef
 
 .cache/image/image.json: tools/image.sh deploy/docker/Dockerfile .dockerignore pyproject.toml README.md LICENSE \
 		requirements.lock requirements-build.lock $(wildcard exporter/*.py) | .venv/.dev

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.servers import PATIENCE
+
 Json = dict[str, object]
 
 _FLAGS = (
@@ -36,7 +38,6 @@ _START = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
 _FIRST_FREE = 10
-_PATIENCE = 30.0
 _KEYS = {"Enter": 13, "Tab": 9, " ": 32}
 
 
@@ -53,7 +54,7 @@ class Browser:
     def call(self, method: str, session: str | None = None, **parameters: object) -> Json:
         """Send a command and return its result; what happens meanwhile is kept in `events`."""
         number = self.send(method, session, **parameters)
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while True:
             message = self._read(deadline)
             if message.get("id") == number:
@@ -74,7 +75,7 @@ class Browser:
 
     def wait(self, method: str, session: str) -> None:
         """Wait for an event."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while not any(event["method"] == method and event.get("sessionId") == session for event in self.events):
             self._note(self._read(deadline))
 
@@ -251,7 +252,7 @@ def running_browser(executable: Path, folder: Path) -> Iterator[Browser]:
             with suppress(OSError):
                 os.close(number)
         try:
-            process.wait(timeout=10)
+            process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -18,11 +18,13 @@ Server = TypeVar("Server")
 MISSING = "program not installed: "
 # The fixtures of programs whose tests are tests with servers, and of those that look at files and end.
 SERVERS = {"alertmanager", "chromium", "nginx", "prometheus"}
-CHECKERS = {"amtool", "checker", "promtool"}
+CHECKERS = {"amtool", "promtool"}
 
 # A busy machine is no failure. What hypothesis sets for CI stays in force.
 hypothesis.settings.register_profile("braze-exporter", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("braze-exporter")
+# `make soak` looks at twenty times as many examples.
+hypothesis.settings.register_profile("soak", hypothesis.settings(), deadline=None, max_examples=2000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,9 +37,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what uses a program from outside, so that -m selects it wherever it stands."""
     for item in items:
         if isinstance(item, pytest.Function):
-            if SERVERS & set(item.fixturenames) or item.get_closest_marker("alone"):
+            used = set(item.fixturenames)
+            if SERVERS & used or item.get_closest_marker("alone"):
                 item.add_marker("server")
-            elif CHECKERS & set(item.fixturenames) and not item.get_closest_marker("server"):
+            if "checker" in used or (CHECKERS & used and not item.get_closest_marker("server")):
                 item.add_marker("checker")
 
 
@@ -87,7 +90,7 @@ def openssl() -> Path:
 
 @pytest.fixture(scope="session")
 def checker() -> Callable[[str], Path]:
-    """Find a program of the group deploy in pyproject.toml, which `make checkers` installs, by its name."""
+    """Find a program by its name that `make checkers` installs: groups deploy and mutants in pyproject.toml."""
     return _require
 
 
@@ -127,7 +130,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Genera
         names = ", ".join(sorted({reason.partition(MISSING)[2] for reason in reasons}))
         terminalreporter.write_line(
             f"Tests left out because a program is not installed: {len(reasons)} ({names});"
-            " `make programs checkers` fetches them",
+            " `make servers checkers` fetches them",
             yellow=True,
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from grafana.source.generate import FOLDER
+from tests.found import some
 
 Json = dict[str, object]
 
@@ -33,13 +34,13 @@ def read_dashboard(uid: str) -> Json:
 
 def panels(uid: str) -> list[Json]:
     """Return the panels of a dashboard without its rows."""
-    return [panel for panel in as_list(read_dashboard(uid)["panels"]) if panel["type"] != "row"]
+    return some((panel for panel in as_list(read_dashboard(uid)["panels"]) if panel["type"] != "row"), "panels")
 
 
 def panel_queries(uid: str) -> Iterator[tuple[Json, str]]:
-    """Yield each query of each panel with the variables filled in."""
+    """Yield each query of each panel, of which each has one, with the variables filled in."""
     for panel in panels(uid):
-        for target in as_list(panel["targets"]):
+        for target in some(as_list(panel["targets"]), f"queries of {panel['title']}"):
             yield panel, filled_in(str(target["expr"]))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import requests
 
 from exporter.simulator import Simulator
-from tests.servers import ROOT, Program, eventually, running
+from tests.servers import PATIENCE, ROOT, Program, eventually, running
 
 KEY = "9f1b-secret-c0ffee-4d5e-api-key"
 COMMAND = (sys.executable, "-m", "exporter")
@@ -34,7 +34,9 @@ def ask(url: str, *, method: str = "GET", **headers: str) -> requests.Response:
         session.trust_env = False
         session.headers.clear()
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        with session.request(method, url, headers=named, timeout=10, allow_redirects=False, stream=True) as response:
+        with session.request(
+            method, url, headers=named, timeout=PATIENCE, allow_redirects=False, stream=True
+        ) as response:
             response.raw.decode_content = False
             response._content = response.raw.read()  # noqa: SLF001 - requests has no other way to keep the bytes sent
             return response

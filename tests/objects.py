@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.found import some
 from tests.servers import ROOT
 
 Object = dict[str, object]
@@ -132,7 +133,7 @@ def problems(checker: Checker, objects: Iterable[Object], *, versions: Sequence[
 
     A kind that is neither's is wrong, too. Contents of ConfigMaps are not looked at.
     """
-    unlike = {json.dumps(_without_contents(found), sort_keys=True): found for found in objects}
+    unlike = {json.dumps(_without_contents(found), sort_keys=True): found for found in some(objects, "objects")}
     python = checker("kubernetes-validate").parent / "python"
     return _run(python, "-c", _CHECK, text=json.dumps([list(versions), list(unlike.values())])).splitlines()
 
@@ -154,7 +155,7 @@ def _without_contents(found: Object) -> Object:
 def _read(*command: str | Path) -> list[Object]:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
-    return [found for found in yaml.load_all(result.stdout, yaml.CSafeLoader) if found]
+    return some((found for found in yaml.load_all(result.stdout, yaml.CSafeLoader) if found), "objects")
 
 
 def _run(*command: str | Path, text: str | None = None) -> str:

@@ -23,17 +23,21 @@ ROOT = Path(__file__).parents[1]
 UNPACKED = ROOT / ".cache/debian/usr/bin"
 # Where make installs what checks the files in deploy/.
 DEPLOY = ROOT / ".venvs/deploy/bin"
+# Where make installs what changes the package.
+MUTANTS = ROOT / ".venvs/mutants/bin"
+# Seconds after which a test gives up. A busy machine is slow, and a long timeout costs nothing where the test passes.
+PATIENCE = 60.0
 # Seconds between two looks at a condition.
 _PAUSE = 0.02
 
 
 def find_program(name: str) -> Path | None:
     """Find a program among Debian's unpacked packages, the tools for deploy/ or on PATH, in this order, or nowhere."""
-    found = shutil.which(name, path=f"{UNPACKED}{os.pathsep}{DEPLOY}") or shutil.which(name)
+    found = shutil.which(name, path=os.pathsep.join(map(str, (UNPACKED, DEPLOY, MUTANTS)))) or shutil.which(name)
     return Path(found) if found else None
 
 
-def eventually(condition: Callable[[], Result], *, what: str, timeout: float = 20) -> Result:
+def eventually(condition: Callable[[], Result], *, what: str, timeout: float = PATIENCE) -> Result:
     """Ask a condition until its answer is true, and return that answer.
 
     `timeout` is in seconds, after which it raises AssertionError with `what`, the thing expected, and the last answer.
@@ -53,7 +57,7 @@ class Program:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def logged(self, pattern: str, *, timeout: float = 20) -> re.Match[str]:
+    def logged(self, pattern: str, *, timeout: float = PATIENCE) -> re.Match[str]:
         """Wait until the output matches a regular expression, `timeout` seconds at most.
 
         Raises AssertionError with the output when it does not, or when the program ends without having matched.
@@ -80,7 +84,7 @@ class Program:
 def running(
     command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[Program]:
-    """Run a program in the repository's folder while the context lasts, then terminate it, killing it after 10 s.
+    """Run a program in the repository's folder while the context lasts, then terminate it or, in vain, kill it.
 
     `environment` is added to this process's own.
     """
@@ -100,7 +104,7 @@ def running(
         finally:
             process.terminate()
             try:
-                process.wait(timeout=10)
+                process.wait(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
 
@@ -259,7 +263,7 @@ def serving(answer: Callable[[str, bytes], Answer]) -> Iterator[str]:
 
 
 def fetch(url: str, parameters: Mapping[str, str] | None = None) -> requests.Response:
-    """GET a loopback address, whatever proxies the environment names; whole answer within 10 s of silence."""
+    """GET a loopback address, whatever proxies the environment names; raises when it is silent for too long."""
     with requests.Session() as session:
         session.trust_env = False
-        return session.get(url, params=parameters, timeout=10)
+        return session.get(url, params=parameters, timeout=PATIENCE)

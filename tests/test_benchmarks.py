@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks import soak
 from benchmarks.loops import LOOPS
+from benchmarks.soak import Footprint, Grown
+from tests.found import some
 from tests.servers import ROOT
 
 
@@ -53,7 +56,7 @@ def test_rules() -> None:
     measured = re.findall(r"^  (\S+) +(\d+) .* (\S+) s +(\S+) s +\S+%$", groups, re.MULTILINE)
     expected = {
         group["name"]: len(group["rules"])
-        for path in (ROOT / "deploy/prometheus").glob("*/*.yml")
+        for path in some((ROOT / "deploy/prometheus").glob("*/*.yml"), "files of rules")
         for group in yaml.safe_load(path.read_text(encoding="utf-8")).get("groups", ())
     }
     assert about.startswith("3 campaigns")
@@ -74,3 +77,46 @@ def test_large_answers() -> None:
     measured = [re.findall(r"([\d.]+) (?:s|MiB)\b", line) for line in shapes]
     assert all(0 < float(age) < 60 and float(slowest) > 0 and float(memory) > 10 for age, slowest, memory in measured)
     assert len(measured) == 2
+
+
+@pytest.mark.server
+def test_soak() -> None:
+    """The soak ends by itself and finds nothing wrong; in a quarter of a minute memory may still grow."""
+    output = output_of("benchmarks.soak", "--minutes=0.25", "--growth=3")
+
+    assert output.splitlines()[-1] == "Nothing grew, nothing went wrong, and the numbers are Braze's."
+
+
+def test_soak_sees_what_grows() -> None:
+    """What the last quarter of the samples has more than the second, in the median, has grown; a start may be slow."""
+    start = [Footprint(number, 0, 0) for number in range(1, 101)]
+    flat, up = [Footprint(1000, 40, 9)] * 100, [Footprint(1300, 70, 30)] * 100
+
+    assert soak.grown(start + flat + flat + flat, 1.25) == []
+    assert soak.grown(start + flat + flat + up, 1.25) == [
+        Grown("memory (KiB)", 1000, 1300),
+        Grown("open files", 40, 70),
+        Grown("threads", 9, 30),
+    ]
+
+
+def test_soak_sees_wrong_numbers() -> None:
+    """Each statistic of each channel is compared with the newest day of Braze's answer; without any it is an error."""
+    rows = [{"variation_name": "A", "sent": 3, "conversions": 1, "conversions1": 4}, {"sent": 4, "bounces": 9}]
+    days = [{"messages": {"email": [{"sent": 1000}]}}, {"messages": {"email": rows}}]
+    answers = [(f"c{number}", json.dumps({"data": days}).encode()) for number in range(soak.CAMPAIGNS)]
+    metrics = "".join(
+        f'braze_message_{name}{{campaign_id="{campaign}",campaign_name="a,\\"b",channel="email"{more}}} {value}\n'
+        for campaign, _ in answers
+        for name, more, value in (
+            ("sent", ',variation_name="A"', "3.0"),
+            ("sent", ',variation_name="B"', "4.0"),
+            ("conversions", ',conversion_event="A"', "1.0"),
+            ("conversions", ',conversion_event="B"', "4.0"),
+        )
+    )
+
+    assert soak.differences(answers, metrics) == []
+    assert soak.differences(answers, metrics.replace(" 4.0", " 5.0", 1)) == ["c0 email sent: Braze says 7, served is 8"]
+    with pytest.raises(AssertionError):
+        soak.differences(answers, "")

@@ -21,7 +21,7 @@ from exporter.model import DataSeries, Day, Variation
 from exporter.poller import Failure
 from exporter.simulator import Body, Fault, Hang, Simulator, Status
 from tests.exporters import COMMAND, KEY, configure
-from tests.servers import eventually
+from tests.servers import PATIENCE, eventually
 
 server = pytest.mark.server
 
@@ -403,6 +403,6 @@ def test_an_interruption(braze: Simulator, tmp_path: Path, number: int) -> None:
     ) as process:
         eventually(lambda: braze.requests, what="a request")
         process.send_signal(number)
-        output, errors = process.communicate(timeout=10)
+        output, errors = process.communicate(timeout=PATIENCE)
 
     assert (process.returncode, output, errors) == (1, b"", b"interrupted before all was done\n")

@@ -157,7 +157,7 @@ class Composition:
         """Get the `data` of an answer of Prometheus' or Alertmanager's API; nothing where there is no answer."""
         asking = (
             "import sys, urllib.request; opener = urllib.request.build_opener(urllib.request.ProxyHandler({}));"
-            " sys.stdout.write(opener.open(sys.argv[1], timeout=10).read().decode())"
+            " sys.stdout.write(opener.open(sys.argv[1], timeout=60).read().decode())"
         )
         answer = self.containers["braze"].execute(sys.executable, "-c", asking, url, inside=False)
         return json.loads(answer.stdout)["data"] if answer.returncode == 0 else {}
@@ -187,7 +187,7 @@ def test_it_comes_up(composition: Composition) -> None:
     for name in SERVICES.keys() - {"grafana"}:
         eventually(partial(composition.healthy, name), what=f"{name}, healthy")
 
-    targets = eventually(lambda: scraped(composition), what="a scraped exporter", timeout=60)
+    targets = eventually(lambda: scraped(composition), what="a scraped exporter")
     assert targets == [("http://braze-exporter:10105/metrics", "up")]
     sent = composition.ask("http://127.0.0.1:9090/api/v1/query?query=count(braze_campaign_up==1)")
     assert at(sent, "result", 0, "value", 1) == str(text("config.yaml")[0].count("- id:"))

@@ -5,14 +5,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.containers import Container, Image, build, running_container
-from tests.servers import ROOT, eventually
+from tests.servers import PATIENCE, ROOT, eventually
 
 DOCKERFILE = (ROOT / "deploy/docker/Dockerfile").read_text(encoding="utf-8")
 CAMPAIGNS = 3
@@ -107,18 +106,11 @@ def test_it_serves_as_process_1_of_nobody_on_a_read_only_system(exporter: Contai
 
 @pytest.mark.server
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_stops_on_a_signal_to_process_1(
-    exporter: Container, number: signal.Signals, record_property: Callable[[str, object], None]
-) -> None:
-    """The signal ends it with status 0, soon; without a handler process 1 would not heed it at all."""
-    before = time.monotonic()
+def test_it_stops_on_a_signal_to_process_1(exporter: Container, number: signal.Signals) -> None:
+    """The signal ends it with status 0; without a handler process 1 would not heed it at all."""
     os.kill(exporter.pid, number)
-    status = exporter.program.process.wait(timeout=30)
-    seconds = time.monotonic() - before
 
-    record_property("seconds", seconds)
-    print(f"stopped {seconds:.2f} s after {number.name}")  # noqa: T201 - pytest shows it with -rP
-    assert (status, seconds < 5) == (0, True), (status, seconds)
+    assert exporter.program.process.wait(timeout=PATIENCE) == 0
 
 
 @pytest.mark.server
@@ -131,7 +123,7 @@ def test_its_health_check_tells_whether_it_answers(exporter: Container, braze: C
     assert kind == "CMD"
     assert exporter.execute(*command).returncode == 0
     os.kill(exporter.pid, signal.SIGTERM)
-    exporter.program.process.wait(timeout=30)
+    exporter.program.process.wait(timeout=PATIENCE)
     assert braze.execute(*command).returncode == 1
 
 
@@ -175,7 +167,7 @@ def page(container: Container, path: str) -> str:
     """Ask the exporter for a page from its own network; nothing where it does not answer with 200."""
     asking = (
         "import sys, urllib.request; opener = urllib.request.build_opener(urllib.request.ProxyHandler({}));"
-        " sys.stdout.write(opener.open(sys.argv[1], timeout=10).read().decode())"
+        " sys.stdout.write(opener.open(sys.argv[1], timeout=60).read().decode())"
     )
     return container.execute(sys.executable, "-c", asking, f"http://127.0.0.1:10105{path}", inside=False).stdout
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import promql_parser
 import pytest
@@ -27,6 +27,7 @@ from tests.dashboards import (
     panels,
     read_dashboard,
 )
+from tests.found import some
 from tests.servers import ROOT
 
 RULES = ROOT / "deploy/prometheus/rules"
@@ -97,6 +98,7 @@ def test_panels_fill_the_grid_without_overlap(uid: str) -> None:
 
     assert len({panel["id"] for panel in everything}) == len(everything)
     assert everything[0]["type"] == "row"
+    assert len(everything) > len(panels(uid))
     for panel in everything:
         place = object_at(panel, "gridPos")
         left, top, width, height = (int(str(place[key])) for key in ("x", "y", "w", "h"))
@@ -119,8 +121,9 @@ def test_queries_name_metrics_and_labels_that_exist(uid: str) -> None:
     """Selectors use metrics of the catalogue, of the recording rules or of Prometheus, and labels that these have."""
     known = {family.name: {*family.labels, *TARGET_LABELS} for family in FAMILIES}
     known |= {f"{name}_bucket": {*labels, "le"} for name, labels in known.items()}
-    recorded = {str(rule["record"]) for rule in _rules() if "record" in rule}
+    recorded = {str(rule["record"]) for rule in some(_rules(), "rules") if "record" in rule}
 
+    assert recorded
     for title, query in _queries(uid):
         for selector in _selectors(query):
             name = selector.name
@@ -162,40 +165,43 @@ def test_gauges_of_days_are_never_read_over_a_range(uid: str) -> None:
             assert RAW_RANGES.fullmatch(name), f"{title}: {name}"
 
 
-@pytest.mark.parametrize("uid", UIDS)
-def test_days_over_time_are_complete_days(uid: str) -> None:
+def test_ranges_are_found() -> None:
+    """There are queries over a range, and they are seen: a counter under rate, a recorded series over time."""
+    assert _range_selectors("rate(a_total[5m]) / max_over_time(b[1h])") == ["a_total", "b"]
+    assert some((name for uid in UIDS for _, query in _queries(uid) for name in _range_selectors(query)), "ranges")
+
+
+def test_days_over_time_are_complete_days() -> None:
     """A panel with a value for each day reads the previous day, never the running one, which falls at midnight."""
-    for panel, query in panel_queries(uid):
-        if panel.get("interval") == "1d":
-            names = {str(selector.name) for selector in _selectors(query)}
-            rest = {name for name in names if not name.startswith("braze_previous_day_")}
-            assert rest <= {"braze_campaign_day_timestamp_seconds", "braze_campaign_up"}, panel["title"]
-            assert names - rest, panel["title"]
+    for panel, query in _queries_of(lambda panel: panel.get("interval") == "1d"):
+        names = {str(selector.name) for selector in _selectors(query)}
+        rest = {name for name in names if not name.startswith("braze_previous_day_")}
+        assert rest <= {"braze_campaign_day_timestamp_seconds", "braze_campaign_up"}, panel["title"]
+        assert names - rest, panel["title"]
 
 
-@pytest.mark.parametrize("uid", UIDS)
-def test_titles_that_say_yesterday_read_the_previous_day(uid: str) -> None:
+def test_titles_that_say_yesterday_read_the_previous_day() -> None:
     """A panel about yesterday asks for no number of the running day."""
-    for panel, query in panel_queries(uid):
-        if "yesterday" in str(panel["title"]):
-            running = [str(selector.name) for selector in _selectors(query)]
-            assert not [name for name in running if name.startswith("braze_message_")], panel["title"]
+    for panel, query in _queries_of(lambda panel: "yesterday" in str(panel["title"])):
+        running = [str(selector.name) for selector in _selectors(query)]
+        assert not [name for name in running if name.startswith("braze_message_")], panel["title"]
 
 
-@pytest.mark.parametrize("uid", UIDS)
-def test_rates_have_a_least_denominator(uid: str) -> None:
+def test_rates_have_a_least_denominator() -> None:
     """No ratio of two counts is drawn where the second is small: a rate of a handful tells nothing."""
-    for panel, query in panel_queries(uid):
-        if "interval" in str(panel["title"]) or "conversion rate" in str(panel["title"]):
-            continue  # Wilson's interval says itself how little a handful tells
+    denominators: list[tuple[object, str]] = []
+    # Wilson's interval says itself how little a handful tells.
+    for panel, query in _queries_of(lambda panel: not re.search("interval|conversion rate", str(panel["title"]))):
 
         def visit(node: object, panel: Json = panel) -> None:
             if isinstance(node, promql_parser.BinaryExpr) and str(node.op) == "/":
-                # A plain number makes another unit.
-                guarded = r"(>=|>) \d+\)$|^braze_api_rate_limit|^\d+$"
-                assert re.search(guarded, str(node.rhs)), panel["title"]
+                denominators.append((panel["title"], str(node.rhs)))
 
         promql_parser.walk(promql_parser.parse(query), visit)
+
+    for title, denominator in some(denominators, "ratios"):
+        # A plain number makes another unit.
+        assert re.search(r"(>=|>) \d+\)$|^braze_api_rate_limit|^\d+$", denominator), title
 
 
 @pytest.mark.parametrize("uid", UIDS)
@@ -211,7 +217,7 @@ def test_no_data_source_is_hard_coded(uid: str) -> None:
         "prometheus",
         "Data source",
     )
-    assert all(value == {"type": "prometheus", "uid": "${datasource}"} for value in named)
+    assert all(value == {"type": "prometheus", "uid": "${datasource}"} for value in some(named, "data sources"))
     assert all("datasource" in target for panel in panels(uid) for target in as_list(panel["targets"]))
 
 
@@ -224,7 +230,7 @@ def test_variables_are_defined_used_and_labelled(uid: str) -> None:
     used = {name for name in used if not name.startswith("__") and not name.isdigit()}
 
     assert used == set(variables)
-    for variable in variables.values():
+    for variable in some(variables.values(), "variables"):
         assert variable["label"]
         if variable["type"] == "query":
             assert variable["refresh"] == 2
@@ -246,21 +252,27 @@ def test_the_campaign_variable_reads_id_and_name_out_of_a_series(uid: str) -> No
 
 @pytest.mark.parametrize("uid", UIDS)
 def test_dashboards_lead_to_each_other(uid: str) -> None:
-    """Links in the header carry variables and time range; those in tables name a dashboard and pass what they know."""
+    """Links in the header carry variables and time range."""
     dashboard = read_dashboard(uid)
     header = as_list(dashboard["links"])
-    cells = [
-        str(value["url"])
-        for panel in panels(uid)
-        for value in objects_in(panel)
-        if str(value.get("url", "")).startswith("/d/")
-    ]
 
     assert [(link["type"], link["tags"], link["includeVars"], link["keepTime"]) for link in header] == [
         ("dashboards", ["braze"], True, True)
     ]
     assert dashboard["tags"] == ["braze"]
-    for url in cells:
+
+
+def test_tables_lead_to_dashboards() -> None:
+    """Links in tables name a dashboard and pass what they know."""
+    cells = [
+        str(value["url"])
+        for uid in UIDS
+        for panel in panels(uid)
+        for value in objects_in(panel)
+        if str(value.get("url", "")).startswith("/d/")
+    ]
+
+    for url in some(cells, "links in tables"):
         assert url.split("?")[0].removeprefix("/d/") in UIDS
         assert "${datasource:queryparam}" in url
         assert "var-campaign=${__data.fields.campaign_id}" in url
@@ -282,6 +294,7 @@ def test_runbooks_are_found_by_an_alerts_name() -> None:
     """The link can only pass the name as it is, and headings are found in lower case: each has an anchor of its own."""
     text = (ROOT / "docs/runbooks.md").read_text(encoding="utf-8")
     alerts = {str(rule["alert"]) for rule in _rules() if "alert" in rule}
+    assert alerts
     anchors = re.findall(r'^<a name="(\w+)"></a>\n\n### (\w+)$', text, flags=re.MULTILINE)
 
     assert all(anchor == heading for anchor, heading in anchors)
@@ -294,28 +307,24 @@ def test_channels_have_brazes_words() -> None:
     assert len(set(CHANNELS.values())) == len(set(COLORS.values())) == len(CHANNELS)
 
 
-@pytest.mark.parametrize("uid", UIDS)
-def test_repeated_panels_show_one_value_of_a_variable(uid: str) -> None:
+def test_repeated_panels_show_one_value_of_a_variable() -> None:
     """A panel that repeats does so for a variable of several values, and shows it in its title and in every query."""
-    listed = as_list(object_at(read_dashboard(uid), "templating")["list"])
-    several = {str(one["name"]) for one in listed if one.get("multi") and one.get("includeAll")}
-    for panel in panels(uid):
-        if variable := panel.get("repeat"):
-            assert variable in several, panel["title"]
-            assert f"${{{variable}:text}}" in str(panel["title"])
-            assert all(f'"${variable}"' in str(target["expr"]) for target in as_list(panel["targets"])), panel["title"]
+    for uid, panel in _panels_where(lambda panel: bool(panel.get("repeat"))):
+        listed = as_list(object_at(read_dashboard(uid), "templating")["list"])
+        several = {str(one["name"]) for one in listed if one.get("multi") and one.get("includeAll")}
+        variable = panel["repeat"]
+        assert variable in several, panel["title"]
+        assert f"${{{variable}:text}}" in str(panel["title"])
+        assert all(f'"${variable}"' in str(target["expr"]) for target in as_list(panel["targets"])), panel["title"]
 
 
-@pytest.mark.parametrize("uid", UIDS)
-def test_channels_are_shown_in_brazes_words(uid: str) -> None:
+@pytest.mark.parametrize("shown", ["{{channel}}", '"channel": "Channel"', r'"channel\", \"variation'])
+def test_channels_are_shown_in_brazes_words(shown: str) -> None:
     """Wherever a panel shows a channel, in a legend, a column or an axis, all API keys are mapped to words."""
-    for panel in panels(uid):
-        text = json.dumps(panel, ensure_ascii=False)
-        shows_channel = "{{channel}}" in text or '"channel": "Channel"' in text or '"channel\\", \\"variation' in text
-        if shows_channel:
-            overrides = json.dumps(object_at(panel, "fieldConfig")["overrides"], ensure_ascii=False)
-            missing = [key for key, word in CHANNELS.items() if key not in overrides or word not in overrides]
-            assert not missing, panel["title"]
+    for _, panel in _panels_where(lambda panel: shown in json.dumps(panel, ensure_ascii=False)):
+        overrides = json.dumps(object_at(panel, "fieldConfig")["overrides"], ensure_ascii=False)
+        missing = [key for key, word in CHANNELS.items() if key not in overrides or word not in overrides]
+        assert not missing, panel["title"]
 
 
 @pytest.mark.parametrize("uid", UIDS)
@@ -329,22 +338,28 @@ def test_thresholds_ascend_and_fit_their_unit(uid: str) -> None:
         assert values == sorted(set(values)), panel["title"]
         if defaults["unit"] == "percentunit":
             assert all(0 <= value < 1 for value in values), panel["title"]
-        if '"mode": "dashed"' in json.dumps(defaults):
-            assert values, panel["title"]
 
 
-@pytest.mark.parametrize("uid", UIDS)
-def test_tables_keep_the_text_for_no_data_out_of_their_cells(uid: str) -> None:
+def test_threshold_lines_have_thresholds() -> None:
+    """A panel that draws its thresholds as lines has some."""
+    for _, panel in _panels_where(lambda panel: '"mode": "dashed"' in json.dumps(panel["fieldConfig"])):
+        steps = as_list(object_at(panel, "fieldConfig", "defaults", "thresholds")["steps"])
+        assert steps[1:], panel["title"]
+
+
+def test_tables_keep_the_text_for_no_data_out_of_their_cells() -> None:
     """The text for an empty table is not repeated in each empty cell, and each column's unit is its own."""
-    for panel in panels(uid):
-        if panel["type"] == "table":
-            overrides = as_list(object_at(panel, "fieldConfig")["overrides"])
-            named = [object_at(one, "matcher")["options"] for one in overrides]
-            renamed = object_at(as_list(panel["transformations"])[1], "options", "renameByName")
-            columns = {name for key, name in renamed.items() if key.startswith("Value")}
-            assert overrides[0]["properties"] == [{"id": "noValue", "value": "-"}], panel["title"]
-            assert columns <= set(named), panel["title"]
-            assert all(target["instant"] for target in as_list(panel["targets"])), panel["title"]
+    found = []
+    for _, panel in _panels_where(lambda panel: panel["type"] == "table"):
+        overrides = as_list(object_at(panel, "fieldConfig")["overrides"])
+        named = [object_at(one, "matcher")["options"] for one in overrides]
+        renamed = object_at(as_list(panel["transformations"])[1], "options", "renameByName")
+        columns = {name for key, name in renamed.items() if key.startswith("Value")}
+        assert overrides[0]["properties"] == [{"id": "noValue", "value": "-"}], panel["title"]
+        assert columns <= set(named), panel["title"]
+        assert all(target["instant"] for target in as_list(panel["targets"])), panel["title"]
+        found += columns
+    assert found
 
 
 def test_provisioning_gives_grafana_the_data_source_and_the_folder() -> None:
@@ -358,15 +373,28 @@ def test_provisioning_gives_grafana_the_data_source_and_the_folder() -> None:
     assert [(one["type"], one["allowUiUpdates"]) for one in provider["providers"]] == [("file", False)]
 
 
-def _queries(uid: str) -> Iterator[tuple[str, str]]:
-    """Yield the queries of panels and annotations with the title of what they are for."""
-    for panel, query in panel_queries(uid):
-        yield str(panel["title"]), query
-    for annotation in as_list(object_at(read_dashboard(uid), "annotations")["list"]):
-        yield str(annotation["name"]), filled_in(str(object_at(annotation, "target")["expr"]))
+def _panels_where(condition: Callable[[Json], bool]) -> list[tuple[str, Json]]:
+    """Return the panels of all dashboards that fulfil a condition, each with the uid of its dashboard."""
+    return some(((uid, panel) for uid in UIDS for panel in panels(uid) if condition(panel)), "such panels")
+
+
+def _queries_of(condition: Callable[[Json], bool]) -> list[tuple[Json, str]]:
+    """Return the queries of the panels of all dashboards that fulfil a condition."""
+    queries = (query for uid in UIDS for query in panel_queries(uid))
+    return some(((panel, query) for panel, query in queries if condition(panel)), "queries of such panels")
+
+
+def _queries(uid: str) -> list[tuple[str, str]]:
+    """Return the queries of panels and annotations with the title of what they are for."""
+    annotations = as_list(object_at(read_dashboard(uid), "annotations")["list"])
+    return [
+        *some(((str(panel["title"]), query) for panel, query in panel_queries(uid)), "queries"),
+        *((str(one["name"]), filled_in(str(object_at(one, "target")["expr"]))) for one in annotations),
+    ]
 
 
 def _selectors(query: str) -> list[promql_parser.VectorSelector]:
+    """Return the selectors of a query, of which each has one."""
     found: list[promql_parser.VectorSelector] = []
 
     def visit(node: object) -> None:
@@ -374,10 +402,11 @@ def _selectors(query: str) -> list[promql_parser.VectorSelector]:
             found.append(node)
 
     promql_parser.walk(promql_parser.parse(query), visit)
-    return found
+    return some(found, f"selectors in {query}")
 
 
 def _range_selectors(query: str) -> list[str]:
+    """Return the names of the series that a query reads over a range, if any."""
     found: list[str] = []
 
     def visit(node: object) -> None:
@@ -389,6 +418,7 @@ def _range_selectors(query: str) -> list[str]:
 
 
 def _rules() -> Iterator[Json]:
-    for path in RULES.glob("*.yml"):
-        for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]:
-            yield from group["rules"]
+    """Yield the rules of all files, of which each has some."""
+    for path in some(RULES.glob("*.yml"), "files of rules"):
+        for group in some(yaml.safe_load(path.read_text(encoding="utf-8"))["groups"], f"groups in {path.name}"):
+            yield from some(group["rules"], f"rules in {group['name']}")

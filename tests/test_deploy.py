@@ -13,12 +13,14 @@ import yaml
 
 from exporter import __version__
 from tests import objects
+from tests.found import some
 from tests.objects import CHART, KUBERNETES, Checker, Object, at, each, mapping, one, text, texts, workload
 from tests.servers import ROOT
 from tools import manifests
 
 RULES = {
-    path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "deploy/prometheus/rules").glob("*.yml"))
+    path.name: path.read_text(encoding="utf-8")
+    for path in some(sorted((ROOT / "deploy/prometheus/rules").glob("*.yml")), "files of rules")
 }
 IMAGE = "ghcr.io/braze-exporter/braze-exporter"
 DOCUMENTS = {
@@ -26,7 +28,7 @@ DOCUMENTS = {
     for path in (KUBERNETES / "README.md", CHART / "README.md")
 }
 # What the code says of itself and no manifest should say otherwise.
-CODE = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "exporter").glob("*.py")))
+CODE = "".join(path.read_text(encoding="utf-8") for path in some(sorted((ROOT / "exporter").glob("*.py")), "modules"))
 # kubectl for a README without a cluster: what needs none is done, what would be applied is built.
 KUBECTL = """\
 #!/bin/sh
@@ -104,7 +106,7 @@ def test_names_ports_and_paths_agree(checker: Checker, tmp_path: Path, by: str, 
     (served,) = each(service, "spec", "ports")
     assert {str(ports["metrics"]), str(served["port"])} == {listens}
     assert served["targetPort"] == served["name"] == "metrics"
-    for peer in each(policy, "spec", "ingress"):
+    for peer in some(each(policy, "spec", "ingress"), "peers"):
         assert [port["port"] for port in each(peer, "ports")] == [served["targetPort"]]
     (endpoint,) = each(monitor, "spec", "endpoints")
     assert (endpoint["port"], endpoint["path"]) == (served["name"], telemetry_path)
@@ -143,7 +145,7 @@ def test_all_files_name_the_same(checker: Checker) -> None:
         assert set(re.findall(r"\b101\d\d\b", content)) <= {listens, *health}, path
         assert set(re.findall(r"/-/[a-z]+", content)) <= {*re.findall(r'"(/-/[a-z]+)"', CODE)}, path
         assert set(re.findall(rf"{IMAGE}:([\w.]+)", content)) <= {__version__}, path
-    for job in scrape_jobs():
+    for job in some(scrape_jobs(), "jobs"):
         assert job.get("metrics_path", telemetry_path) == telemetry_path
         assert {*re.findall(r"localhost:(\d+)", json.dumps(job))} <= {listens}
     dockerfile = text_of(ROOT / "deploy/docker/Dockerfile")
@@ -194,8 +196,9 @@ def test_the_job_is_what_rules_look_for(checker: Checker) -> None:
     }
 
     assert len(looked_for) == 1
+    assert len(jobs) == 1
     assert [job for job in jobs for pattern in looked_for if not re.fullmatch(pattern, job)] == []
-    for dashboard in manifests.DASHBOARDS.glob("*.json"):
+    for dashboard in some(manifests.DASHBOARDS.glob("*.json"), "dashboards"):
         assert set(re.findall(r'job=~?\\"([^"\\]+)', text_of(dashboard))) <= {"$job"}, dashboard
 
 
@@ -242,7 +245,8 @@ def test_commands_for_helm(checker: Checker, openssl: Path, tmp_path: Path) -> N
 def test_links_of_documents(name: str) -> None:
     """Links within the repository lead to a file, and components, overlays and settings that are named are there."""
     folder = (ROOT / name).parent
-    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", DOCUMENTS[name]) if "://" not in link}
+    addresses = some(re.findall(r"\]\(([^)\s]+)\)", DOCUMENTS[name]), "links")
+    links = {address.partition("#")[0] for address in addresses if "://" not in address}
     named = set(re.findall(r"`((?:components|overlays)/[a-z-]+|\.\./\.\./grafana)`", DOCUMENTS[name]))
 
     assert {path for path in links | named - {"overlays/mine"} if not (folder / path).exists()} == set()
@@ -342,8 +346,9 @@ def defaults_of_code() -> tuple[str, str]:
 
 
 def blocks(document: str, language: str) -> list[str]:
-    """Return the code blocks of a document in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENTS[document], re.MULTILINE | re.DOTALL)
+    """Return the code blocks of a document in a language, of which it has some."""
+    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENTS[document], re.MULTILINE | re.DOTALL)
+    return some(found, f"code blocks in {document}")
 
 
 def copy_of_the_repository(folder: Path) -> None:

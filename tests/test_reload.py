@@ -696,7 +696,7 @@ def test_stale_numbers_go_at_once(tmp_path: Path, braze: Simulator) -> None:
         braze.misbehave(Status(404))
         eventually(lambda: all(state.failure for state in run.poller.campaigns), what="failures")
         run.change(written(("main", braze, names), poll="interval: 1s, timeout: 1s, stale_after: 2s"))
-        eventually(lambda: "braze_message_sent" not in run.text(), what="no numbers", timeout=10)
+        eventually(lambda: "braze_message_sent" not in run.text(), what="no numbers")
 
         assert 'braze_campaign_up{campaign_id="' in run.text()
 
@@ -708,7 +708,7 @@ def test_another_interval(tmp_path: Path, braze: Simulator) -> None:
     with running(tmp_path, written(("main", braze, names))) as run:
         run.change(written(("main", braze, names), poll="interval: 1s, timeout: 1s, stale_after: 1h"))
         lines = [line for line in run.text().splitlines() if line.startswith("braze_campaign_poll_interval_seconds{")]
-        eventually(lambda: min(asked(braze).values()) >= 3, what="polls every second", timeout=10)
+        eventually(lambda: min(asked(braze).values()) >= 3, what="polls every second")
 
         assert {line.rpartition(" ")[2] for line in lines} == {"1.0"}
 
@@ -722,7 +722,7 @@ def test_another_pace_and_concurrency(tmp_path: Path, braze: Simulator) -> None:
     with running(tmp_path, slow, ready=False) as run:
         eventually(lambda: braze.requests, what="the first request")
         run.change(written(("main", braze, names), poll=QUICK, settings="requests_per_minute: 50000, "))
-        eventually(run.ready, what="the end of the first round", timeout=10)
+        eventually(run.ready, what="the end of the first round")
         eventually(lambda: len(threads_of("main")) > 1, what="more threads")
         run.change(written(("main", braze, names), poll=f"{QUICK}, concurrency: 1"))
         eventually(lambda: len(threads_of("main")) == 1, what="one thread")

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from exporter.metrics import FAMILIES
+from tests.found import some
 from tests.servers import ROOT
 from tests.worlds import Campaign, Gauge, Totals, Zone, at, between, clock, input_series, through
 
@@ -25,7 +26,10 @@ ALERTS = {
     for rule in group["rules"]
     if "alert" in rule
 }
-RECORDED = [rule for file in FILES.values() for group in file["groups"] for rule in group["rules"] if "record" in rule]
+RECORDED = some(
+    (rule for file in FILES.values() for group in file["groups"] for rule in group["rules"] if "record" in rule),
+    "recording rules",
+)
 RUNBOOK = (ROOT / "docs/runbooks.md").read_text(encoding="utf-8")
 ABOUT = ("workspace", "campaign_id", "campaign_name", "api", "job", "instance")
 RUNBOOKS = "https://github.com/braze-exporter/braze-exporter/blob/main/docs/runbooks.md#"
@@ -36,7 +40,7 @@ RUNBOOKS = "https://github.com/braze-exporter/braze-exporter/blob/main/docs/runb
 
 def test_files_are_valid(promtool: Path) -> None:
     """Promtool finds no fault in the configuration, in any rule file or in the example of overrides."""
-    files = [*sorted(RULES.glob("*.yml")), PROMETHEUS / "overrides.example.yml"]
+    files = [*some(sorted(RULES.glob("*.yml")), "files of rules"), PROMETHEUS / "overrides.example.yml"]
 
     assert run(promtool, "check", "config", PROMETHEUS / "prometheus.yml") == ""
     assert run(promtool, "check", "rules", "--lint=all", "--lint-fatal", *files) == ""
@@ -44,7 +48,7 @@ def test_files_are_valid(promtool: Path) -> None:
 
 def test_alerts_are_complete() -> None:
     """Each alert has a severity, a window, a static summary, a description with values, and its own runbook."""
-    for name, rule in ALERTS.items():
+    for name, rule in some(ALERTS.items(), "alerts"):
         assert set(rule["labels"]) == {"severity", "window"}, name
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}, name
         assert rule["labels"]["window"] in {"now", "running_day", "previous_day", "days"}, name
@@ -58,7 +62,7 @@ def test_runbooks() -> None:
     """The runbooks have one section for each alert, in the order of the rules, and each says the four things."""
     sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", RUNBOOK, re.MULTILINE | re.DOTALL))
 
-    assert list(sections) == list(ALERTS)
+    assert list(sections) == list(some(ALERTS, "alerts"))
     for name, section in sections.items():
         assert re.findall(r"^\*\*(.+?)\.\*\*", section, re.MULTILINE) == ["Means", "Look at", "Do", "Silence"], name
         assert section.count("```promql") == 1, name
@@ -66,15 +70,16 @@ def test_runbooks() -> None:
 
 def test_runbooks_name_what_exists() -> None:
     """Links between runbooks have a target, and the metrics, recorded series and thresholds named exist."""
-    anchors = set(re.findall(r"\(#(\w+)\)", RUNBOOK))
+    anchors = set(some(re.findall(r"\(#(\w+)\)", RUNBOOK), "links between runbooks"))
     recorded = {rule["record"] for rule in RECORDED}
     thresholds = {rule["labels"]["threshold"] for rule in RECORDED if "threshold" in rule.get("labels", {})}
     metrics = {family.name for family in FAMILIES}
 
     assert anchors <= {name.lower() for name in ALERTS}
-    assert set(re.findall(r"\b[a-z_]+:braze_[a-z_]+:[a-z0-9_]+", RUNBOOK)) <= recorded
-    assert {a or b for a, b in re.findall(r'threshold="(\w+)"|override `(\w+)`', RUNBOOK)} <= thresholds
-    assert set(re.findall(r"(?<!:)\bbraze_[a-z_]+", RUNBOOK)) <= metrics
+    assert {*some(re.findall(r"\b[a-z_]+:braze_[a-z_]+:[a-z0-9_]+", RUNBOOK), "recorded series")} <= recorded
+    overrides = some(re.findall(r'threshold="(\w+)"|override `(\w+)`', RUNBOOK), "thresholds")
+    assert {a or b for a, b in overrides} <= thresholds
+    assert {*some(re.findall(r"(?<!:)\bbraze_[a-z_]+", RUNBOOK), "metrics")} <= metrics
 
 
 def test_queries_of_runbooks(promtool: Path, tmp_path: Path) -> None:
@@ -1262,7 +1267,7 @@ def test_inhibition() -> None:
         for fires in fault.fires:
             labels_of[fires.alert] = set(fires.labels or identity(fault))
 
-    for rule in yaml.safe_load(ALERTMANAGER.read_text(encoding="utf-8"))["inhibit_rules"]:
+    for rule in some(yaml.safe_load(ALERTMANAGER.read_text(encoding="utf-8"))["inhibit_rules"], "inhibitions"):
         sources, targets = matching(rule["source_matchers"]), matching(rule["target_matchers"])
 
         assert sources, rule

@@ -7,17 +7,18 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.found import some
 from tests.servers import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-LOCKS = {path.name: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("requirements*.lock"))}
+LOCKS = {path.name: path.read_text(encoding="utf-8") for path in some(sorted(ROOT.glob("requirements*.lock")), "locks")}
 
 
 @pytest.fixture
@@ -79,11 +80,45 @@ def test_make_installs_with_the_python_named_and_only_once(checkout: Path) -> No
     os.utime(lock, (stamp.stat().st_mtime + 1,) * 2)
     third = run(*install, folder=checkout)
 
-    installing = ["tools/venv.sh" in result.stdout for result in (first, second, third)]
-    assert installing == [True, False, True], (first, second, third)
-    assert first.stdout.count("tools/venv.sh") == 1
+    installing = [result.stdout.count("Installing 0 packages into .venv") for result in (first, second, third)]
+    assert installing == [1, 0, 1], (first, second, third)
     python = run(str(checkout / ".venv/bin/python"), "-c", "import sys; print(sys.version)", folder=checkout)
     assert sys.version == python.stdout.strip()
+
+
+def test_scripts_are_clean(checker: Callable[[str], Path]) -> None:
+    """Shellcheck finds nothing in any script of the repository."""
+    scripts = [*some(sorted((ROOT / "tools").glob("*.sh")), "scripts"), ROOT / ".ci/run"]
+
+    result = subprocess.run([checker("shellcheck"), "--norc", *scripts], capture_output=True, text=True, check=False)
+
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+@pytest.mark.server
+def test_stages_say_which_of_how_many_they_are(checkout: Path) -> None:
+    """Each stage begins with a line that says which it is, of how many, and what it does; the first that fails ends."""
+    write_program(checkout / "bin/make", '[ "$3" != types ] || exit 3; echo "made: $*"')
+
+    result = run("sh", "tools/stages.sh", "lint", "types", "unit", folder=checkout)
+
+    assert result.returncode == 3, result
+    assert result.stdout.splitlines() == [
+        "[1/3] lint: run the linter",
+        "made: --no-print-directory --silent lint",
+        "[2/3] types: check the types",
+    ]
+
+
+def test_every_stage_is_a_target_that_says_what_it_does() -> None:
+    """What `make test` and `make check` are made of are targets with a text; a test is in both."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    stages = {name: re.findall(rf"^{name} := (.+)$", makefile, re.MULTILINE)[0].split() for name in ("TEST", "CHECK")}
+
+    assert stages["TEST"]
+    assert "$(TEST)" in stages["CHECK"]
+    targets = {*stages["TEST"], *stages["CHECK"]} - {"$(TEST)"}
+    assert [target for target in targets if not re.search(rf"^{target}:.*## \w", makefile, re.MULTILINE)] == []
 
 
 @pytest.mark.server
@@ -107,6 +142,7 @@ def test_programs_that_cannot_be_had_stop_nothing(checkout: Path) -> None:
     result = run("make", "programs", folder=checkout)
 
     assert result.returncode == 0, result
+    assert "Fetching Debian's package prometheus into .cache/debian" in result.stdout
     assert "Debian's package prometheus cannot be had here" in result.stderr
     assert list((checkout / ".cache/debian").iterdir()) == []
 
@@ -122,7 +158,7 @@ def test_programs_that_are_there_are_not_fetched_again(checkout: Path) -> None:
 
     result = run("make", "programs", folder=checkout)
 
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 @pytest.mark.server
@@ -132,7 +168,7 @@ def test_programs_that_are_there_are_not_fetched_again(checkout: Path) -> None:
         (
             "",
             0,
-            "Tests left out because a program is not installed: 2 (prometheus, promtool); `make programs checkers` ",
+            "Tests left out because a program is not installed: 2 (prometheus, promtool); `make servers checkers` ",
         ),
         ("true", 1, "Failed: program not installed: promtool"),
     ],
@@ -173,7 +209,8 @@ def test_the_wheel_holds_the_package_and_its_command(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (commands,) = (archive.read(name).decode() for name in names if name.endswith("/entry_points.txt"))
-    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "exporter").glob("**/*.py")}
+    modules = some((ROOT / "exporter").glob("**/*.py"), "modules")
+    package = {path.relative_to(ROOT).as_posix() for path in modules}
     assert package | {"exporter/py.typed"} == {name for name in names if name.startswith("exporter/")}
     assert commands == "[console_scripts]\nbraze-exporter = exporter.__main__:main\n"
     assert any(name.endswith("/licenses/LICENSE") for name in names)
@@ -196,8 +233,12 @@ def test_locks_satisfy_the_project() -> None:
     wanted = {
         "requirements.lock": PROJECT["project"]["dependencies"],
         "requirements-dev.lock": PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["dev"],
+        "requirements-build.lock": PROJECT["dependency-groups"]["build"],
         "requirements-deploy.lock": PROJECT["dependency-groups"]["deploy"],
+        "requirements-mutants.lock": PROJECT["dependency-groups"]["mutants"],
     }
+    assert wanted.keys() == LOCKS.keys()
+    assert all(wanted.values())
 
     unmet = [
         (name, requirement)

@@ -17,7 +17,7 @@ from exporter.simulator import Simulator
 from exporter.systemd import READY, notify
 from tests.containers import Image, build, leave_out, running_process_1
 from tests.exporters import COMMAND, KEY, config_check, configure
-from tests.servers import ROOT, eventually, fetch, running
+from tests.servers import PATIENCE, ROOT, eventually, fetch, running
 
 FOLDER = ROOT / "deploy/systemd"
 UNIT = (FOLDER / "braze-exporter.service").read_text(encoding="utf-8")
@@ -64,7 +64,7 @@ cat /srv/edited >"$1"
 _CURL = """#!/opt/braze-exporter/bin/python
 import sys
 from urllib.request import urlopen
-with urlopen(sys.argv[-1], timeout=10) as answer:
+with urlopen(sys.argv[-1], timeout=60) as answer:
     sys.stdout.write(answer.read().decode())
 """
 _SUDO = """#!/bin/sh
@@ -87,7 +87,7 @@ class Machine:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
 
@@ -311,7 +311,7 @@ def test_it_is_started_again(machine: Machine) -> None:
     assert machine.run("sh", "-euc", "".join(rest[:3])).returncode == 0
     machine.run("systemctl", "kill", "--signal=KILL", "braze-exporter")
 
-    eventually(lambda: machine.shown("NRestarts") == {"NRestarts": "1"}, what="a restart", timeout=30)
+    eventually(lambda: machine.shown("NRestarts") == {"NRestarts": "1"}, what="a restart")
     eventually(lambda: up(machine) == 2, what="two polled campaigns")
 
 
@@ -335,7 +335,7 @@ def test_a_refused_configuration_is_not_started_again(machine: Machine, tmp_path
 def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run systemd-analyze with arguments to the end."""
     program = shutil.which("systemd-analyze") or leave_out("program not installed: systemd-analyze")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def blocks() -> list[str]:

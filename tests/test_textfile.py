@@ -14,7 +14,7 @@ from exporter.metrics import FAMILIES
 from exporter.simulator import Hang, Simulator, Status
 from exporter.textfile import replace_file
 from tests.exporters import COMMAND, KEY, configure
-from tests.servers import eventually
+from tests.servers import PATIENCE, eventually
 
 server = pytest.mark.server
 
@@ -126,7 +126,7 @@ def test_an_interruption_leaves_the_old_file(braze: Simulator, tmp_path: Path, n
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         eventually(lambda: len(braze.requests) == 12, what="a round that is nearly over")
         process.send_signal(number)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=PATIENCE)
 
     assert (process.returncode, errors) == (1, b"interrupted before all was done\n")
     assert output.read_text(encoding="utf-8") == "old"

@@ -56,17 +56,23 @@ unpack_browser() {
 	touch "$root/$browser.unpacked"
 }
 
+fetching() {
+	echo "Fetching Debian's package $1 into .cache/debian: about ten seconds, once"
+}
+
 miss() {
 	echo "tools/programs.sh: Debian's package $1 cannot be had here" >&2
 }
 
 for package in $packages; do
 	[ ! -e "$root/$package.unpacked" ] || continue
+	fetching "$package"
 	unpack "$package" || miss "$package"
 	rm -rf "$work"
 done
 
 if [ ! -e "$root/$browser.unpacked" ] && ! command -v chromium >/dev/null && ! command -v "$browser" >/dev/null; then
+	fetching "$browser"
 	unpack_browser || miss "$browser"
 	rm -rf "$work"
 fi

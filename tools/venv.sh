@@ -22,6 +22,7 @@ version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') ||
 	stop "'$python' (Python $version) cannot make virtual environments: it has no ensurepip." \
 		"On Debian and Ubuntu: apt-get install python3-venv (or python$version-venv, if '$python' is not the system's own)"
 
+echo "Installing $(grep -c == "$lock" || true) packages into $folder: about half a minute, once"
 "$folder/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$folder"
 
 # Without --no-deps a package that LOCK lacks would be looked for, and its missing hash would be the error shown.

@@ -147,7 +147,6 @@ class Watch:
                 eventually(
                     lambda: self.received.count(notification) == self.expected.count(notification),  # noqa: B023 - used here
                     what=str(notification),
-                    timeout=40,
                 )
             except AssertionError as error:
                 error.add_note(f"received: {self.received}")

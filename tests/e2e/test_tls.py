@@ -27,7 +27,7 @@ from exporter.web import HEADERS
 from tests.certificates import make_certificates
 from tests.exporters import KEY, Exporter, ask, configure, running_exporter
 from tests.hostile import attack, drip, handshake, hold
-from tests.servers import eventually
+from tests.servers import PATIENCE, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,7 +99,7 @@ class Secured:
         """Return a connection that is not open yet."""
         url = urlsplit(self.exporter.url)
         if url.scheme == "http":
-            return HTTPConnection(url.netloc, timeout=10)
+            return HTTPConnection(url.netloc, timeout=PATIENCE)
         return HTTPSConnection(url.netloc, timeout=10, context=self.context(client))
 
     def get(self, path: str = "/metrics", *, client: str = "", user: str = "", password: str = "") -> Answer:
@@ -169,7 +169,7 @@ def test_prometheus(secured: Start, prometheus: Callable[[str], Prometheus], cer
 
     server = prometheus(json.dumps(configuration))
 
-    eventually(lambda: len(server.query("up")) == len(jobs), what="scrapes of all kinds", timeout=60)
+    eventually(lambda: len(server.query("up")) == len(jobs), what="scrapes of all kinds")
     assert {labels["job"]: value for labels, value in server.query("up")} == {
         name: float(name == "right") for name in jobs
     }
@@ -275,7 +275,7 @@ def test_a_known_password_does_not_wait_for_a_comparison(secured: Start) -> None
             guessing.setblocking(False)
             with pytest.raises(ssl.SSLWantReadError):  # no answer yet
                 guessing.recv(1)
-            guessing.settimeout(20)
+            guessing.settimeout(PATIENCE)
             assert guessing.recv(1 << 16).startswith(b"HTTP/1.1 401 ")
 
 
@@ -293,7 +293,7 @@ def test_an_answer_must_be_taken(secured: Start) -> None:
     files = exporter.exporter.open_files()
     with closing(socket.socket()) as plain:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        plain.settimeout(10)
+        plain.settimeout(PATIENCE)
         plain.connect((str(url.hostname), url.port or 0))
         with exporter.context().wrap_socket(plain, server_hostname="127.0.0.1") as encrypted:
             encrypted.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -313,14 +313,21 @@ def test_handshakes_without_an_end(behaviour: Behaviour, shared: Secured) -> Non
     url = urlsplit(shared.exporter.url)
     with attack((str(url.hostname), url.port or 0), 500, behaviour) as state:
         eventually(lambda: state.connected == 500, what="500 connections")
-        seconds = []
-        for _ in range(15):
-            started = time.perf_counter()
-            assert shared.get(user="prometheus", password=PASSWORDS["prometheus"]).status == 200
-            seconds.append(time.perf_counter() - started)
+        meanwhile = seconds_of_a_scrape(shared)
         eventually(lambda: state.closed == 500, what="an end of all of them")
-    assert statistics.median(seconds) < 0.25
+    # Who waits for a handshake waits for the header timeout, which is a hundred scrapes long.
+    assert meanwhile < 20 * seconds_of_a_scrape(shared)
     assert not re.search("Traceback|level=(error|warning)", shared.exporter.program.output())
+
+
+def seconds_of_a_scrape(shared: Secured) -> float:
+    """Return the median of some scrapes, each with a connection of its own."""
+    seconds = []
+    for _ in range(15):
+        started = time.perf_counter()
+        assert shared.get(user="prometheus", password=PASSWORDS["prometheus"]).status == 200
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
 
 
 def test_kept_connections(shared: Secured) -> None:
@@ -464,7 +471,7 @@ def listening(exporter: Secured) -> set[str]:
 def guess(exporter: Secured, number: int) -> socket.socket:
     """Ask with a password that nobody has, and return the connection, on which the answer comes."""
     url = urlsplit(exporter.exporter.url)
-    plain = socket.create_connection((str(url.hostname), url.port or 0), timeout=10)
+    plain = socket.create_connection((str(url.hostname), url.port or 0), timeout=PATIENCE)
     encrypted = exporter.context().wrap_socket(plain, server_hostname="127.0.0.1")
     pair = base64.b64encode(f"slow:{number}".encode()).decode()
     encrypted.sendall(f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {pair}\r\n\r\n".encode())
