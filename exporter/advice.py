@@ -60,4 +60,4 @@ ADVICE: Mapping[Reason, Advice] = MappingProxyType(
         ),
     }
 )
-"""As README's table of troubles has it."""
+"""As docs/troubleshooting.md has it."""
