@@ -98,6 +98,7 @@ BAD = [
     (f"tls_server_config: {{{TLS}, cert_fil: x}}", "server_cipher_suites, got an unknown one; did you mean cert_file?"),
     ("basic_auth: {}", "rate_limit, tls_server_config, got an unknown one; did you mean basic_auth_users?"),
     ("tls: {}", "tls_server_config, got an unknown one\n"),
+    ("tls_server_config: {cert_file: 5, key_file: server.key}", "expected text, got the number 5; put it in quotes\n"),
     ("tls_server_config: {cert_file: [server.pem], key_file: server.key}", "cert_file: expected text, got a list\n"),
     (f"tls_server_config: {{{TLS}, {TLS}}}", "expected each key once"),
     ("tls_server_config: {cert_file: server.pem}", "tls_server_config: expected key_file or key, got neither"),

@@ -29,6 +29,8 @@ def read(folder: Path, text: str) -> Document:
         ),
         ("base: &base {a: 1, b: 2}\nmine: {<<: *base, b: 3}", {"base": {"a": 1, "b": 2}, "mine": {"a": 1, "b": 3}}),
         ("\ufeffa: 1", {"a": 1}),
+        ("a: !!int x\nb: !!bool y", {"a": "x", "b": "y"}),
+        (f"a: {'1' * 5000}", {"a": "1" * 5000}),
     ],
 )
 def test_values(text: str, value: object, tmp_path: Path) -> None:
