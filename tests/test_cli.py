@@ -496,6 +496,26 @@ def test_a_crash_with_a_log_that_nobody_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
+def test_a_crash_while_a_file_hangs(tmp_path: Path) -> None:
+    """An unexpected exception ends the exporter with status 1 while a thread waits for a file."""
+    web = tmp_path / "web.yml"
+    web.write_text("http_server_config: {}\n", encoding="utf-8")
+    with Simulator(api_key=KEY, campaigns=1) as braze:
+        file = configure(tmp_path, braze, poll="interval: 1s, timeout: 1s")
+        command = [*COMMAND, f"--config.file={file}", f"--web.config.file={web}", "--web.listen-address=127.0.0.1:0"]
+        environment = broken_library(tmp_path, breaks="ready")
+        with running(command, log=tmp_path / "log", environment=environment) as program:
+            exporter = Exporter(program, program.logged(r"\burl=(\S+)")[1])
+            os.mkfifo(tmp_path / "fifo")
+            (tmp_path / "fifo").replace(web)
+            descriptor = eventually(partial(written, web), what="a reader of the web configuration")
+            assert exporter.ask(Accept_Encoding="gzip").ok
+
+            assert program.process.wait(timeout=20) == 1
+            os.close(descriptor)
+
+
+@pytest.mark.server
 def test_a_refused_configuration_that_nobody_reads_of(tmp_path: Path) -> None:
     """An exporter that cannot start ends with its status, even where nobody reads why."""
     reader, writer = os.pipe()
