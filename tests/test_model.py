@@ -339,6 +339,19 @@ def samples_of(statistics: dict[str, float] | list[dict[str, float]]) -> int:
     return sum(map(len, statistics)) if isinstance(statistics, list) else len(statistics)
 
 
+@pytest.mark.parametrize(
+    ("limit", "kept", "dropped"), [(5, 2, 0), (4, 1, 2), (3, 1, 2), (2, 0, 4), (1, 0, 4), (0, 0, 4)]
+)
+def test_the_limit_is_exact(limit: int, kept: int, dropped: int) -> None:
+    """A row that just fits is kept, one that grows too large is dropped whole; the day itself takes one."""
+    rows = [{"variation_name": "A", "sent": 1}, {"variation_name": "A", "opens": 1}]
+    others = [{"variation_name": "B", "sent": 1}, {"variation_name": "B", "opens": 1}]
+    parsed = parse_data_series(answer(email=[*rows, *others]), samples=limit)
+
+    assert len(names(parsed)) == kept
+    assert parsed.dropped == dropped
+
+
 def test_rows_without_numbers_have_a_limit_too() -> None:
     """A row without a number takes a place, as it takes memory."""
     parsed = parse_data_series(answer(email=[{"variation_name": f"{number}"} for number in range(99)]), samples=10)
