@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
@@ -144,7 +144,7 @@ class Soak:
         }
         threads = [threading.Thread(target=self._repeat, args=(name, *each)) for name, each in work.items()]
         url = urlsplit(self._exporter.url)
-        slow = partial(crawl, text=b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", pause=0.2)
+        slow = partial(crawl, text=b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", pause=0.02)
         with attack((str(url.hostname), url.port or 0), 10, slow, again=True):
             for thread in threads:
                 thread.start()
@@ -188,10 +188,9 @@ class Soak:
         if status not in ({500} if kind == 0 else {200}):
             self.problems.append(f"a reload: status {status}")
 
-    def configure(self, **settings: object) -> None:
+    def configure(self, *, poll: str = _POLL, names: Mapping[str, str] | None = None) -> None:
         """Write a configuration, with the key that is in force."""
-        settings = {"poll": _POLL, **settings}
-        configure(self._folder, self._braze, **settings)  # type: ignore[arg-type] - those of configure
+        configure(self._folder, self._braze, poll=poll, names=names)
         (self._folder / "api-key").write_text(self._braze.api_key, encoding="utf-8")
 
     def _replace_key(self, chance: random.Random) -> None:

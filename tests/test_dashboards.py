@@ -349,7 +349,7 @@ def test_threshold_lines_have_thresholds() -> None:
 
 def test_tables_keep_the_text_for_no_data_out_of_their_cells() -> None:
     """The text for an empty table is not repeated in each empty cell, and each column's unit is its own."""
-    found = []
+    found: list[object] = []
     for _, panel in _panels_where(lambda panel: panel["type"] == "table"):
         overrides = as_list(object_at(panel, "fieldConfig")["overrides"])
         named = [object_at(one, "matcher")["options"] for one in overrides]
