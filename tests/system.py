@@ -1,10 +1,37 @@
-"""A system that starts no thread, or whose files do not answer."""
+"""A system that starts no thread, whose files do not answer, or whose libraries fail."""
 
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_BROKEN = """
+import os
+import threading
+import zlib
+from zlib import *
+
+def compressobj(**settings):
+    if threading.current_thread().name == os.environ["BREAKS"] and os.path.exists(os.environ["BREAKS_WITH"]):
+        raise SystemError("broken")
+    if threading.current_thread().name == os.environ["HANGS"]:
+        print("hangs", flush=True)
+        threading.Event().wait()
+    return zlib.compressobj(**settings)
+"""
+
+
+def broken_library(folder: Path, *, breaks: str = "", hangs: str = "", file: Path = Path("/")) -> dict[str, str]:
+    """Return the environment of an exporter with a library that fails in one of its threads, and hangs in another.
+
+    It fails as soon as `file` exists.
+    """
+    library = folder / "isal/isal_zlib.py"
+    library.parent.mkdir()
+    library.write_text(_BROKEN, encoding="utf-8")
+    (library.parent / "__init__.py").touch()
+    return {"PYTHONPATH": str(folder), "BREAKS": breaks, "BREAKS_WITH": str(file), "HANGS": hangs}
 
 
 @contextmanager

@@ -19,25 +19,10 @@ from exporter.simulator import Drip, Fault, Hang, Latency, Simulator, Status
 from tests.commands import Run, commands
 from tests.exporters import COMMAND, KEY, Exporter, ask, config_check, configure, running_exporter
 from tests.servers import ROOT, Program, eventually, running
-from tests.system import hung_file, reads
+from tests.system import broken_library, hung_file, reads
 
 STOPPING = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 CAMPAIGN = "3bbc4555-8fa0-4c9b-a5c0-4505edf3e064"
-# A library that fails or hangs in one thread.
-_BROKEN = """
-import os
-import threading
-import zlib
-from zlib import *
-
-def compressobj(**settings):
-    if threading.current_thread().name == os.environ["BREAKS"]:
-        raise SystemError("broken")
-    if threading.current_thread().name == os.environ["HANGS"]:
-        print("hangs", flush=True)
-        threading.Event().wait()
-    return zlib.compressobj(**settings)
-"""
 
 
 @pytest.fixture
@@ -506,13 +491,11 @@ def test_a_crash_while_a_file_hangs(tmp_path: Path) -> None:
         environment = broken_library(tmp_path, breaks="ready")
         with running(command, log=tmp_path / "log", environment=environment) as program:
             exporter = Exporter(program, program.logged(r"\burl=(\S+)")[1])
-            os.mkfifo(tmp_path / "fifo")
-            (tmp_path / "fifo").replace(web)
-            descriptor = eventually(partial(written, web), what="a reader of the web configuration")
-            assert exporter.ask(Accept_Encoding="gzip").ok
+            with hung_file(web):
+                eventually(lambda: reads(program.process.pid, web), what="a reader of the web configuration")
+                assert exporter.ask(Accept_Encoding="gzip").ok
 
-            assert program.process.wait(timeout=20) == 1
-            os.close(descriptor)
+                assert program.process.wait(timeout=20) == 1
 
 
 @pytest.mark.server
@@ -649,15 +632,6 @@ def connect(exporter: Exporter) -> socket.socket:
     address = urlsplit(exporter.url)
     client.connect((str(address.hostname), address.port or 0))
     return client
-
-
-def broken_library(folder: Path, *, breaks: str = "", hangs: str = "") -> dict[str, str]:
-    """Return the environment of an exporter with a library that fails in one of its threads, and hangs in another."""
-    library = folder / "isal/isal_zlib.py"
-    library.parent.mkdir()
-    library.write_text(_BROKEN, encoding="utf-8")
-    (library.parent / "__init__.py").touch()
-    return {"PYTHONPATH": str(folder), "BREAKS": breaks, "HANGS": hangs}
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import base64
 import http.client
 import os
 import re
-import resource
 import signal
 import socket
 import ssl
@@ -25,6 +24,7 @@ from exporter.simulator import Body, Cut, Hang, Simulator, Status
 from tests.certificates import make_certificates
 from tests.exporters import COMMAND, Exporter, ask
 from tests.servers import PATIENCE, eventually, running
+from tests.system import broken_library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,7 +50,6 @@ VARIABLE = "BRAZE_KEY_OF_A_TEST"
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "BREW")
 PATHS = ("/metrics", "/", "/config", "/-/healthy", "/-/ready", "/-/reload", "/none", "/metrics/")
 POLL = "interval: 1s, timeout: 1s, stale_after: 1h, concurrency: 100"
-MOST_MEMORY = 4 * 2**20  # bytes, less than a thread's stack needs
 
 
 @dataclass(slots=True)
@@ -120,6 +119,7 @@ class World:
         self.certificates = certificates
         self.braze, self.refusing, self.limited = brazes
         self.file, self.web_file, self.key_file = folder / "config.yaml", folder / "web.yml", folder / "api-key"
+        self.broken = folder / "broken"
         self.hash = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
         self.environment = {
             VARIABLE: VARIABLE_KEY,
@@ -338,6 +338,7 @@ def test_this_test() -> None:
 def serving(world: World, *flags: str) -> Iterator[Exporter]:
     """Run an exporter after its first round; where it listens is known at every level of logging."""
     ports = free_ports(2)
+    environment = world.environment | broken_library(world.folder, breaks="ready", file=world.broken)
     command = (
         *COMMAND,
         f"--config.file={world.file}",
@@ -347,7 +348,7 @@ def serving(world: World, *flags: str) -> Iterator[Exporter]:
         "--web.enable-lifecycle",
         *flags,
     )
-    with running(command, log=world.folder / "exporter.log", environment=world.environment) as program:
+    with running(command, log=world.folder / "exporter.log", environment=environment) as program:
         eventually(lambda: is_ready(ports[1]), what="an exporter that is ready")
         yield Exporter(program, f"https://127.0.0.1:{ports[0]}")
 
@@ -485,13 +486,10 @@ def replace_keys(world: World, exporter: Exporter) -> None:
 
 
 def end_by_an_exception(world: World, program: Program) -> int:
-    """Leave the process no memory for another thread, and let it need one; return its exit status."""
-    process = program.process
-    pages = int(Path(f"/proc/{process.pid}/statm").read_text(encoding="ascii").split()[0])
-    room = pages * resource.getpagesize() + MOST_MEMORY
-    resource.prlimit(process.pid, resource.RLIMIT_AS, (room, room))
-    world.key_file.write_text(NEXT_KEY, encoding="utf-8")
+    """Let a library fail in a thread that nothing else can replace, and give it work; return the exit status."""
+    world.broken.touch()
     another = world.configuration().partition("workspaces:\n")[2].replace("name: ", "name: another-")
+    world.key_file.write_text(NEXT_KEY, encoding="utf-8")
     world.file.write_text(world.configuration() + another, encoding="utf-8")
-    process.send_signal(signal.SIGHUP)
-    return process.wait(timeout=PATIENCE)
+    program.process.send_signal(signal.SIGHUP)
+    return program.process.wait(timeout=PATIENCE)
