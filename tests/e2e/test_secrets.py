@@ -267,7 +267,7 @@ def test_serving(level: str, form: str, world: World) -> None:
         replace_keys(world, exporter)
         ask_for_everything(world, exporter, METHODS[:1])
         world.look_at(exporter.program, "the exporter")
-        status = end_by_an_exception(world, exporter.program)
+        status = end_by_an_exception(world, exporter)
         world.shown.add("the log of the exporter", exporter.program.output())
 
     assert status == 1
@@ -485,11 +485,15 @@ def replace_keys(world: World, exporter: Exporter) -> None:
         assert reload(world, exporter) == 500
 
 
-def end_by_an_exception(world: World, program: Program) -> int:
+def end_by_an_exception(world: World, exporter: Exporter) -> int:
     """Let a library fail in a thread that nothing else can replace, and give it work; return the exit status."""
+    with closing(connect(world, exporter)) as connection:
+        for authorization in authorizations():
+            connection.request("GET", "/metrics", headers={"Authorization": authorization, "Accept-Encoding": "gzip"})
+            connection.getresponse().read()
     world.broken.touch()
     another = world.configuration().partition("workspaces:\n")[2].replace("name: ", "name: another-")
     world.key_file.write_text(NEXT_KEY, encoding="utf-8")
     world.file.write_text(world.configuration() + another, encoding="utf-8")
-    program.process.send_signal(signal.SIGHUP)
-    return program.process.wait(timeout=PATIENCE)
+    exporter.program.process.send_signal(signal.SIGHUP)
+    return exporter.program.process.wait(timeout=PATIENCE)
