@@ -28,8 +28,12 @@ from typing import TYPE_CHECKING, TypeAlias
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util.connection import allowed_gai_family, create_connection
 
+from exporter import threads
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from exporter.threads import Start
 
 OLDEST = 300.0
 """Seconds after which a connection serves no further request, so that a changed address of the name is followed."""
@@ -69,23 +73,6 @@ _KEEP_ALIVE = [
     ),
 ]
 """Socket options of every connection; seconds and probes, where the system has names for them."""
-
-Start: TypeAlias = "Callable[[Callable[[], None], str], None]"
-"""Starts a function in a daemon thread of that name; raises OSError when it cannot."""
-
-
-def start_daemon(run: Callable[[], None], name: str) -> None:
-    """Start a function in a daemon thread.
-
-    Raises:
-        OSError: the system has no room for another thread.
-
-    """
-    thread = threading.Thread(target=run, name=name, daemon=True)
-    with contextlib.suppress(RuntimeError):
-        thread.start()
-        return
-    raise OSError(errno.ENOMEM, "no thread could be started")
 
 
 # -- Deadlines ---------------------------------------------------------------------------------------------------------
@@ -185,7 +172,7 @@ class Watchdog:
     It starts with the first watch, and ends when it is closed and nothing is left to watch.
     """
 
-    def __init__(self, start: Start = start_daemon) -> None:
+    def __init__(self, start: Start = threads.start) -> None:
         self._start = start
         self._running = False
         self._changed = threading.Condition()
@@ -447,7 +434,7 @@ class Resolver:
     Concurrent calls for one host and port share a look-up: however long it hangs, there is at most one thread for it.
     """
 
-    def __init__(self, look_up: _LookUp = socket.getaddrinfo, start: Start = start_daemon) -> None:
+    def __init__(self, look_up: _LookUp = socket.getaddrinfo, start: Start = threads.start) -> None:
         self._look_up = look_up
         self._start = start
         self._lock = threading.Lock()

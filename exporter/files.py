@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from exporter import threads
-from exporter.threads import NoThreadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -132,11 +131,7 @@ class Files:
             reading = self._reading.get(path)
             if reading is not None and not reading.done():
                 return reading, False
-            try:
-                started = threads.call(lambda: self._read(path, limit), name="read")
-            except NoThreadError as error:
-                raise OSError(errno.EAGAIN, str(error)) from None
-            self._reading[path] = started
+            self._reading[path] = started = threads.call(lambda: self._read(path, limit), name="read")
         started.add_done_callback(partial(self._forget, path))  # no circle holds the content until garbage is collected
         return started, True
 

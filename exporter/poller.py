@@ -19,10 +19,12 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
+from exporter import threads
 from exporter.braze import LONGEST_WAIT, UNEXPECTED, BrazeError, Client, Permit, Reason, log_traceback
 from exporter.decoding import Lanes
 from exporter.model import clean
 from exporter.schedule import Schedule
+from exporter.threads import NoThreadError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from exporter.config import Campaign, Config, Limits, Poll, Workspace
     from exporter.model import DataSeries, Day
     from exporter.reload import Changes
+    from exporter.threads import Start
 
 logger = logging.getLogger(__name__)
 
@@ -110,11 +113,6 @@ def system_clock() -> Clock:
     return Clock(time.time, partial(time.clock_gettime, time.CLOCK_BOOTTIME))
 
 
-def start_thread(run: Callable[[], None], name: str) -> None:
-    """Start a daemon thread; raises RuntimeError where the system allows no more."""
-    threading.Thread(target=run, name=name, daemon=True).start()
-
-
 class Exposition(Protocol):
     """What shows the states; called by one thread at a time."""
 
@@ -133,7 +131,6 @@ class Exposition(Protocol):
 
 _Outcome = Callable[[CampaignKey, Client, "DataSeries | BrazeError"], Failure | None]
 _Fatal = Callable[[BaseException], None]
-_StartThread = Callable[[Callable[[], None], str], None]
 
 
 class Poller:
@@ -153,7 +150,7 @@ class Poller:
         exposition: Exposition,
         fatal: _Fatal,
         total_shards: int = 1,
-        start_thread: _StartThread = start_thread,
+        start_thread: Start = threads.start,
     ) -> None:
         self._poll = config.poll
         self._limits = config.limits
@@ -442,7 +439,7 @@ class _WorkspacePoller:
         clock: Clock,
         client: Client,
         outcome: _Outcome,
-        start_thread: _StartThread,
+        start_thread: Start,
         fatal: _Fatal,
     ) -> None:
         self.client = client
@@ -530,7 +527,7 @@ class _WorkspacePoller:
             return
         try:
             self._start_thread(self._run, f"poll {self.name} {self._threads + 1}")
-        except RuntimeError as error:
+        except NoThreadError as error:
             if not self._thread_refused:
                 logger.warning(
                     "a thread cannot be started, polling goes on with fewer",

@@ -108,7 +108,7 @@ class Ready:
 
     def start(self) -> None:
         """Keep ready what is asked for, until stopped. Raises NoThreadError."""
-        threads.start(self._run, name="ready")
+        threads.start(self._run, "ready")
 
     def stop(self) -> None:
         """Let the thread end; does not wait for it."""

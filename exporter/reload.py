@@ -112,7 +112,7 @@ class Reloads:
 
     def start(self) -> None:
         """Reload from now on. Raises NoThreadError."""
-        threads.start(self._run, name="reload")
+        threads.start(self._run, "reload")
 
     def request(self) -> Future[str | None]:
         """Ask for a reload that begins from now on; return what is wrong with the file as a future, None if nothing."""

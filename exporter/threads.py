@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -12,18 +13,30 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-class NoThreadError(Exception):
+class NoThreadError(OSError):
     """The system starts no further thread: the limit on processes (pids), or the memory, is used up."""
 
+    def __init__(self, name: str, reason: str) -> None:
+        text = f"the thread {name!r} cannot be started: {reason}; see the limits on processes and memory"
+        super().__init__(errno.EAGAIN, text)
 
-def start(work: Callable[[], object], *, name: str) -> None:
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+Start: TypeAlias = "Callable[[Callable[[], object], str], None]"
+"""Starts a function in a daemon thread of that name; raises NoThreadError."""
+
+
+def start(work: Callable[[], object], name: str) -> None:
     """Run `work` in a new daemon thread; raises NoThreadError."""
     try:
         threading.Thread(target=work, name=name, daemon=True).start()
     except RuntimeError as error:
-        raise NoThreadError(
-            f"the thread {name!r} cannot be started: {error}; see the limits on processes and memory"
-        ) from None
+        reason = str(error)
+    else:
+        return
+    raise NoThreadError(name, reason)  # out here it is the innermost error, as those who explain errors look for it
 
 
 def call(work: Callable[[], Result], *, name: str) -> Future[Result]:
@@ -39,5 +52,5 @@ def call(work: Callable[[], Result], *, name: str) -> Future[Result]:
             future.set_result(result)
 
     future.set_running_or_notify_cancel()  # who does not wait any longer does not keep the thread from its end
-    start(run, name=name)
+    start(run, name)
     return future

@@ -30,15 +30,17 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from requests.utils import select_proxy
 
+from exporter import threads
 from exporter.config import is_loopback
-from exporter.connection import Connection, Resolver, TlsConnection, Watchdog, start_daemon
+from exporter.connection import Connection, Resolver, TlsConnection, Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from urllib3.connectionpool import HTTPConnectionPool
 
-    from exporter.connection import Response, Start, Watch
+    from exporter.connection import Response, Watch
+    from exporter.threads import Start
 
 BODY_LIMIT = 16 * 1024 * 1024
 """Bytes of a decoded body; Braze's largest responses are a hundredth of it."""
@@ -120,7 +122,7 @@ class Transport:
         connections: int,
         monotonic: Callable[[], float] = time.monotonic,
         resolver: Resolver = _RESOLVER,
-        start: Start = start_daemon,
+        start: Start = threads.start,
     ) -> None:
         self._headers = dict(headers)
         self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)

@@ -158,7 +158,7 @@ class Watched:
 
     def start(self, fatal: Callable[[BaseException], None]) -> None:
         """Look for changes every second, in a daemon thread. Raises NoThreadError."""
-        threads.start(lambda: self._follow(fatal), name="web configuration")
+        threads.start(lambda: self._follow(fatal), "web configuration")
 
     def refresh(self) -> None:
         """Bring changed files into force; one that is wrong changes nothing, and why is logged once.

@@ -1,6 +1,5 @@
 """Tests of exporter.connection: a connection serves a further request only when nothing is left of the one before."""
 
-import errno
 import json
 import re
 import select
@@ -20,6 +19,7 @@ from uuid import UUID
 
 import pytest
 
+from exporter import threads
 from exporter.connection import (
     LONGEST_IDLE,
     OLDEST,
@@ -30,8 +30,8 @@ from exporter.connection import (
     Watch,
     Watchdog,
     connect,
-    start_daemon,
 )
+from exporter.threads import NoThreadError
 from exporter.transport import NotConnected, TimedOut, Transport, TransportError
 from tests.exporters import configure, running_exporter
 from tests.raw_server import (
@@ -627,17 +627,17 @@ def test_a_watchdog_that_cannot_start_tries_again() -> None:
     """Where no thread can be started the request fails; the next one starts it."""
     starts: list[str] = []
 
-    def start(run: Callable[[], None], name: str) -> None:
+    def start(run: Callable[[], object], name: str) -> None:
         starts.append(name)
         if len(starts) == 1:
-            raise OSError(errno.ENOMEM, "no thread could be started")
-        start_daemon(run, name)
+            raise NoThreadError(name, "none is left")
+        threads.start(run, name)
 
     with (
         answering(answer_own) as server,
         closing(Transport(server.url, headers={}, connections=1, start=start)) as transport,
     ):
-        with pytest.raises(NotConnected, match=r"^no thread could be started$"):
+        with pytest.raises(NotConnected, match="cannot be started: none is left"):
             get(transport, "/1")
         assert get(transport, "/2").body == b"/2"
         assert get(transport, "/3").body == b"/3"
@@ -664,7 +664,7 @@ def test_no_thread_can_be_started() -> None:
         command = [sys.executable, "-c", WITHOUT_THREADS, server.url]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=2 * LONG)
 
-    assert done.stdout == "NotConnected no thread could be started\n200\n"
+    assert re.fullmatch(r"NotConnected the thread 'deadlines' cannot be started: .+\n200\n", done.stdout)
 
 
 # -- Names and addresses -----------------------------------------------------------------------------------------------
@@ -812,14 +812,14 @@ def test_a_look_up_without_a_thread_fails_alone() -> None:
     """Where no thread can be started for a look-up, the next one may have more luck."""
     starts: list[str] = []
 
-    def start(run: Callable[[], None], name: str) -> None:
+    def start(run: Callable[[], object], name: str) -> None:
         starts.append(name)
         if len(starts) == 1:
-            raise OSError(errno.ENOMEM, "no thread could be started")
-        start_daemon(run, name)
+            raise NoThreadError(name, "none is left")
+        threads.start(run, name)
 
     resolver = Resolver(lambda *_: [(0, 0, 0, "", ("127.0.0.1", 443))], start)
-    with pytest.raises(OSError, match="no thread could be started"):
+    with pytest.raises(OSError, match="cannot be started: none is left"):
         resolver.resolve("braze.invalid", 443, LONG)
 
     assert resolver.resolve("braze.invalid", 443, LONG) == ["127.0.0.1"]
@@ -828,11 +828,11 @@ def test_a_look_up_without_a_thread_fails_alone() -> None:
 def test_a_request_without_a_thread_for_its_look_up_fails() -> None:
     """It is a connection that was not made, in words."""
 
-    def start(*_: object) -> None:
-        raise OSError(errno.ENOMEM, "no thread could be started")
+    def start(_: object, name: str) -> None:
+        raise NoThreadError(name, "none is left")
 
     transport = Transport("http://127.0.0.1:1", headers={}, connections=1, resolver=Resolver(start=start))
-    with closing(transport), pytest.raises(NotConnected, match=r"^no thread could be started$"):
+    with closing(transport), pytest.raises(NotConnected, match="cannot be started: none is left"):
         get(transport)
 
 

@@ -19,14 +19,15 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from exporter import config
+from exporter import config, threads
 from exporter.braze import Reason
 from exporter.config import Config
 from exporter.exposition import Exposition, Format
-from exporter.poller import CampaignState, Clock, Poller, start_thread, system_clock
+from exporter.poller import CampaignState, Clock, Poller, system_clock
 from exporter.reload import compare
 from exporter.schedule import slot
 from exporter.simulator import Body, Cut, Drip, Fault, Hang, Latency, Simulator, Status
+from exporter.threads import NoThreadError, Start
 from tests.servers import eventually
 
 pytestmark = pytest.mark.server
@@ -93,13 +94,13 @@ class FewThreads:
         self.allowed = allowed
         self.refused = 0
 
-    def __call__(self, run: Callable[[], None], name: str) -> None:
+    def __call__(self, run: Callable[[], object], name: str) -> None:
         """Start a thread, or raise what the system raises where it allows no more."""
         if self.allowed < 1:
             self.refused += 1
-            raise RuntimeError("can't start new thread")
+            raise NoThreadError(name, "can't start new thread")
         self.allowed -= 1
-        start_thread(run, name)
+        threads.start(run, name)
 
 
 @contextmanager
@@ -108,7 +109,7 @@ def polling(
     *,
     wall: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
-    start_thread: Callable[[Callable[[], None], str], None] = start_thread,
+    start_thread: Start = threads.start,
 ) -> Iterator[Polling]:
     """Poll by a configuration; an exception that ends a thread fails the test."""
     exposition = Exposition(loaded.limits)

@@ -45,7 +45,7 @@ def test_no_thread(tmp_path: Path) -> None:
     """Where the system starts no thread the error names it; a file that needs one for its read cannot be read."""
     with no_new_threads():
         with pytest.raises(NoThreadError) as started:
-            threads.start(print, name="one")
+            threads.start(print, "one")
         with pytest.raises(OSError, match="cannot be started") as read:
             files.read(tmp_path)
 
