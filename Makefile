@@ -85,7 +85,7 @@ bench-rules: .venv/.dev programs ## measure what the rules for Prometheus cost o
 
 MINUTES ?= 30
 soak: .venv/.dev ## run the exporter among faults, reloads and scrapes for MINUTES, 30 by default, and properties on many examples
-	.venv/bin/python $(PYTEST) -m $(UNIT) -n auto --hypothesis-profile=soak tests/test_model.py tests/test_metrics.py tests/test_exposition.py
+	.venv/bin/python $(PYTEST) -m $(UNIT) -n auto --hypothesis-profile=soak tests/braze/test_data_series.py tests/test_metrics.py tests/test_exposition.py
 	.venv/bin/python -m benchmarks.soak --minutes=$(MINUTES)
 
 mutants: .venv/.dev .venvs/mutants/.done ## change the package in SAMPLE places of each MODULE, one at a time, and print what no test fails for
@@ -134,7 +134,7 @@ define install
 endef
 
 .cache/image/image.json: tools/image.sh deploy/docker/Dockerfile .dockerignore pyproject.toml README.md LICENSE \
-		requirements.lock requirements-build.lock $(wildcard exporter/*.py) | .venv/.dev
+		requirements.lock requirements-build.lock $(wildcard exporter/*.py exporter/*/*.py) | .venv/.dev
 	sh tools/image.sh
 
 OTHERS = $(filter-out $(shell .venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'),$(INSTALLED))

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from exporter.simulator import Simulator
-from tests.exporters import KEY, Exporter, configure, running_exporter
-from tests.hostile import Behaviour, attack, crawl, drip, handshake, hold
+from exporter.simulator.server import Simulator
+from tests.support.exporters import KEY, Exporter, configure, running_exporter
+from tests.support.hostile import Behaviour, attack, crawl, drip, handshake, hold
 
 _LARGE = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 _ATTACKS: dict[str, tuple[int, Behaviour]] = {

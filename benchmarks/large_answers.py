@@ -19,9 +19,9 @@ from datetime import UTC, date
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from exporter.simulator import Simulator, Status, campaign_models, data_series
-from tests.exporters import KEY
-from tests.servers import ROOT, Program, eventually, running
+from exporter.simulator.server import Simulator, Status, campaign_models, data_series
+from tests.support.exporters import KEY
+from tests.support.servers import ROOT, Program, eventually, running
 
 _SIZE = 16 * 2**20
 _POLL = "interval: 2s, timeout: 8s, stale_after: 10s, concurrency: 32"

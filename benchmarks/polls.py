@@ -31,7 +31,7 @@ from benchmarks.servers import (
     fake_braze,
     pin,
 )
-from tests.servers import running
+from tests.support.servers import running
 
 LIMIT = 50_000 / 60
 """Polls a second that Braze allows a workspace."""

@@ -29,11 +29,11 @@ from zoneinfo import ZoneInfo
 import requests
 import yaml
 
-from exporter.braze import ApiStatistics
+from exporter.braze.client import ApiStatistics
 from exporter.exposition import render
 from exporter.metrics import day_rows, day_timestamp, exporter_rows, status_rows, workspace_rows
 from exporter.poller import CampaignState, WorkspaceState
-from exporter.simulator import (
+from exporter.simulator.server import (
     ALL_DAY,
     CONTROL_GROUP,
     MORNINGS,
@@ -43,9 +43,9 @@ from exporter.simulator import (
     ChannelModel,
     VariationModel,
 )
-from tests.dashboards import UIDS, Json, as_list, filled_in, panels
-from tests.history import polled
-from tests.servers import (
+from tests.support.dashboards import UIDS, Json, as_list, filled_in, panels
+from tests.support.history import polled
+from tests.support.servers import (
     ROOT,
     Answer,
     Prometheus,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.servers import Program, eventually, fetch, find_program, running
+from tests.support.servers import Program, eventually, fetch, find_program, running
 
 CORES = sorted(os.sched_getaffinity(0))
 """The cores that there are."""

@@ -25,10 +25,10 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from exporter.simulator import Body, Cut, Drip, Fault, Hang, Latency, Simulator, Status
-from tests.exporters import Exporter, ask, configure, running_exporter
-from tests.hostile import attack, crawl
-from tests.servers import eventually
+from exporter.simulator.server import Body, Cut, Drip, Fault, Hang, Latency, Simulator, Status
+from tests.support.exporters import Exporter, ask, configure, running_exporter
+from tests.support.hostile import attack, crawl
+from tests.support.servers import eventually
 
 # What the last quarter of the samples may have more than the second, in the median.
 GROWTH = 1.25

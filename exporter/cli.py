@@ -17,23 +17,27 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from exporter import __version__, check, config, logs, open_files, server, shards, systemd, web
+from exporter import __version__, config, logs, shards
+from exporter.commands import check
+from exporter.commands.print import Round, replace_file
+from exporter.commands.progress import Progress
 from exporter.config import ConfigError
 from exporter.exposition import Exposition
-from exporter.files import Watch, digests
 from exporter.flags import CAMPAIGNS, SIMULATED_KEY, flag_parser
-from exporter.open_files import TooFewOpenFilesError
-from exporter.output import Output
 from exporter.poller import Poller, system_clock
-from exporter.progress import Progress
-from exporter.ready import Ready
 from exporter.reload import Configuration, Reloads
-from exporter.server import Limits, Server
 from exporter.shards import WHOLE, Shard
-from exporter.simulator import Simulator
-from exporter.textfile import Round, replace_file
-from exporter.threads import NoThreadError
-from exporter.webconfig import Watched, WebConfig
+from exporter.simulator.server import Simulator
+from exporter.system import open_files, systemd
+from exporter.system.files import Watch, digests
+from exporter.system.open_files import TooFewOpenFilesError
+from exporter.system.output import Output
+from exporter.system.threads import NoThreadError
+from exporter.web import app as web
+from exporter.web import server
+from exporter.web.body_cache import Ready
+from exporter.web.server import Limits, Server
+from exporter.web.web_config import Watched, WebConfig
 
 if TYPE_CHECKING:
     import argparse
@@ -45,7 +49,7 @@ if TYPE_CHECKING:
 
     from exporter.config import Config
     from exporter.reload import Requests
-    from exporter.signals import Signals
+    from exporter.system.signals import Signals
 
 logger = logging.getLogger(__name__)
 

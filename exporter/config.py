@@ -27,8 +27,8 @@ from zoneinfo import ZoneInfo
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from exporter import files
-from exporter.files import Budget, Read
+from exporter.system import files
+from exporter.system.files import Budget, Read
 from exporter.yamlfile import (
     Document,
     Finding,

@@ -15,8 +15,8 @@ from enum import Enum
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from exporter.limits import Places, samples_in
 from exporter.metrics import CAMPAIGN_FAMILIES, DAYS, FAMILIES, LATEST, PREVIOUS, day_rows, status_rows
+from exporter.series_limits import Places, samples_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from exporter import __version__, config, logs
-from exporter.server import Limits
 from exporter.shards import MOST_SHARDS
+from exporter.web.server import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

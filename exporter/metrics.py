@@ -8,7 +8,7 @@ from datetime import UTC, datetime, time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from exporter.braze import DURATION_BUCKETS, Reason
+from exporter.braze.client import DURATION_BUCKETS, Reason
 from exporter.catalogue import CAMPAIGN_STATISTICS, CONVERSIONS, MESSAGE_STATISTICS, REVENUE, conversion
 from exporter.shards import WHOLE
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from datetime import date
     from zoneinfo import ZoneInfo
 
-    from exporter.braze import ApiStatistics
-    from exporter.model import Day, Variation
+    from exporter.braze.client import ApiStatistics
+    from exporter.braze.data_series import Day, Variation
     from exporter.poller import CampaignState, WorkspaceState
     from exporter.shards import Shard
 

@@ -19,22 +19,22 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
-from exporter import threads
-from exporter.braze import LONGEST_WAIT, UNEXPECTED, BrazeError, Client, Permit, Reason, log_traceback
-from exporter.decoding import Lanes
-from exporter.model import clean
+from exporter.braze.client import LONGEST_WAIT, UNEXPECTED, BrazeError, Client, Permit, Reason, log_traceback
+from exporter.braze.data_series import clean
+from exporter.braze.decoding import Lanes
 from exporter.schedule import Schedule
-from exporter.threads import NoThreadError
+from exporter.system import threads
+from exporter.system.threads import NoThreadError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from zoneinfo import ZoneInfo
 
-    from exporter.braze import ApiStatistics, Received
+    from exporter.braze.client import ApiStatistics, Received
+    from exporter.braze.data_series import DataSeries, Day
     from exporter.config import Campaign, Config, Limits, Poll, Workspace
-    from exporter.model import DataSeries, Day
     from exporter.reload import Changes
-    from exporter.threads import Start
+    from exporter.system.threads import Start
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from exporter.output import Output
-from exporter.signals import Signals
+from exporter.system.output import Output
+from exporter.system.signals import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -60,7 +60,7 @@ def end(status: int, errors: Output) -> NoReturn:
 def _run(name: str, signals: Signals, errors: Output) -> int:
     """Run the command; `health` alone, as loading all the others takes several times as long as its request."""
     if name == "health":
-        from exporter import health  # noqa: PLC0415 - see above
+        from exporter.commands import health  # noqa: PLC0415 - see above
 
         return health.main(sys.argv[2:])
     from exporter import cli  # noqa: PLC0415 - see above

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from queue import Empty
 from typing import TYPE_CHECKING, TypeAlias
 
-from exporter import threads
 from exporter.config import ConfigError, warnings
+from exporter.system import threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from queue import SimpleQueue
 
     from exporter.config import Config, Workspace
-    from exporter.files import Watch
     from exporter.shards import Shard
+    from exporter.system.files import Watch
 
 logger = logging.getLogger(__name__)
 

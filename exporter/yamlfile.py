@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import yaml
 
-from exporter import files
+from exporter.system import files
 
 try:
     from yaml import CSafeLoader as SafeLoader  # ten times as fast; there where PyYAML was built with libyaml

@@ -10,8 +10,8 @@ from typing import TypeVar
 import hypothesis
 import pytest
 
-from tests.servers import Alertmanager, Prometheus, find_program, running_alertmanager, running_prometheus
-from tests.system import Volume
+from tests.support.servers import Alertmanager, Prometheus, find_program, running_alertmanager, running_prometheus
+from tests.support.system import Volume
 
 Server = TypeVar("Server")
 

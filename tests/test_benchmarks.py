@@ -13,8 +13,8 @@ import yaml
 from benchmarks import soak
 from benchmarks.loops import LOOPS
 from benchmarks.soak import Footprint, Grown
-from tests.found import some
-from tests.servers import ROOT
+from tests.support.found import some
+from tests.support.servers import ROOT
 
 
 def output_of(module: str, *flags: str) -> str:

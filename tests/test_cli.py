@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from exporter import logs
-from exporter.simulator import Drip, Fault, Hang, Latency, Simulator, Status
-from tests.commands import Run, commands
-from tests.exporters import COMMAND, KEY, Exporter, ask, config_check, configure, running_exporter
-from tests.servers import ROOT, Program, eventually, running
-from tests.system import broken_library, hung_file, reads
+from exporter.simulator.server import Drip, Fault, Hang, Latency, Simulator, Status
+from tests.support.commands import Run, commands
+from tests.support.exporters import COMMAND, KEY, Exporter, ask, config_check, configure, running_exporter
+from tests.support.servers import ROOT, Program, eventually, running
+from tests.support.system import broken_library, hung_file, reads
 
 STOPPING = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 CAMPAIGN = "3bbc4555-8fa0-4c9b-a5c0-4505edf3e064"

@@ -15,11 +15,11 @@ import yaml
 
 from exporter import __version__
 from exporter.flags import SIMULATED_KEY
-from tests.containers import Container, Image, build, running_container
-from tests.exporters import config_check
-from tests.objects import at, each
-from tests.objects import text as text_at
-from tests.servers import ROOT, UNPACKED, eventually, running
+from tests.support.containers import Container, Image, build, running_container
+from tests.support.exporters import config_check
+from tests.support.objects import at, each
+from tests.support.objects import text as text_at
+from tests.support.servers import ROOT, UNPACKED, eventually, running
 
 FOLDER = ROOT / "deploy/compose"
 COMPOSITION = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from exporter import config
 from exporter.config import Campaign, Config, ConfigError, Poll, Workspace
-from exporter.files import Budget, Files
-from tests.system import Volume
+from exporter.system.files import Budget, Files
+from tests.support.system import Volume
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data" / "config"

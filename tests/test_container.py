@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers import Container, Image, build, running_container
-from tests.servers import PATIENCE, ROOT, eventually
+from tests.support.containers import Container, Image, build, running_container
+from tests.support.servers import PATIENCE, ROOT, eventually
 
 DOCKERFILE = (ROOT / "deploy/docker/Dockerfile").read_text(encoding="utf-8")
 CAMPAIGNS = 3

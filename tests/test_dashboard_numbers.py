@@ -10,11 +10,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from exporter.simulator import CONTROL_GROUP, CampaignModel, daily
+from exporter.simulator.server import CONTROL_GROUP, CampaignModel, daily
 from grafana.source.campaign import STATISTICS
 from grafana.source.channels import CHANNELS
 from grafana.source.promql import SMS
-from tests.dashboards import (
+from tests.support.dashboards import (
     UIDS,
     Json,
     as_list,
@@ -25,8 +25,8 @@ from tests.dashboards import (
     panels,
     read_dashboard,
 )
-from tests.history import CAMPAIGNS, FIRST, NOW, ZONES, comparison_rules, remembering_prometheus
-from tests.servers import Prometheus
+from tests.support.history import CAMPAIGNS, FIRST, NOW, ZONES, comparison_rules, remembering_prometheus
+from tests.support.servers import Prometheus
 
 pytestmark = pytest.mark.server
 

@@ -12,10 +12,10 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from exporter.metrics import FAMILIES
-from exporter.simulator import STATISTICS
+from exporter.simulator.server import STATISTICS
 from grafana.source.channels import CHANNELS, COLORS
 from grafana.source.generate import FOLDER, files
-from tests.dashboards import (
+from tests.support.dashboards import (
     UIDS,
     VARIABLES,
     Json,
@@ -27,8 +27,8 @@ from tests.dashboards import (
     panels,
     read_dashboard,
 )
-from tests.found import some
-from tests.servers import ROOT
+from tests.support.found import some
+from tests.support.servers import ROOT
 
 RULES = ROOT / "deploy/prometheus/rules"
 # Series that Prometheus makes itself, and prometheus_client of every process.

@@ -18,7 +18,7 @@ import uvicorn.server
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from tests.servers import ROOT
+from tests.support.servers import ROOT
 
 DEPENDENCIES = [
     Requirement(text)
@@ -29,8 +29,8 @@ CAPPED = {"h11", "requests", "starlette", "urllib3", "uvicorn"}
 """Libraries of which names are used that they may change without notice."""
 
 MODULES = {
-    "connection": {"_dns_host", "_new_conn", "_read_next_chunk_size"},
-    "server": {"_unset_keepalive_if_required"},
+    "exporter.braze.connection": {"_dns_host", "_new_conn", "_read_next_chunk_size"},
+    "exporter.web.server": {"_unset_keepalive_if_required"},
 }
 """Per module of the exporter the names of others that begin with an underscore; no other module uses any."""
 
@@ -52,18 +52,19 @@ def test_libraries_whose_private_names_are_used_are_capped(name: str) -> None:
     assert cap == Version(f"{pinned.major + 1}" if pinned.major else f"0.{pinned.minor + 1}")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "exporter").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "exporter").rglob("*.py")), ids=lambda path: path.stem)
 def test_private_names_of_others_are_used_in_one_module_each(path: Path) -> None:
     """A name with an underscore that this module does not define itself belongs to somebody else."""
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
     own = {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
     own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    overridden = own & _overridden(importlib.import_module(f"exporter.{path.stem}"))
+    overridden = own & _overridden(importlib.import_module(name))
     used = {node.attr for node in attributes} - own | overridden
 
-    assert {name for name in used - {"_exit", "_replace"} if re.match("_[^_]", name)} == MODULES.get(path.stem, set())
+    assert {name for name in used - {"_exit", "_replace"} if re.match("_[^_]", name)} == MODULES.get(name, set())
 
 
 def _overridden(module: ModuleType) -> set[str]:

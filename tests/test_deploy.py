@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from exporter import __version__
-from tests import objects
-from tests.found import some
-from tests.objects import CHART, KUBERNETES, Checker, Object, at, each, mapping, one, text, texts, workload
-from tests.servers import ROOT
+from tests.support import objects
+from tests.support.found import some
+from tests.support.objects import CHART, KUBERNETES, Checker, Object, at, each, mapping, one, text, texts, workload
+from tests.support.servers import ROOT
 from tools import manifests
 
 RULES = {
@@ -28,7 +28,7 @@ DOCUMENTS = {
     for path in (KUBERNETES / "README.md", CHART / "README.md")
 }
 # What the code says of itself and no manifest should say otherwise.
-CODE = "".join(path.read_text(encoding="utf-8") for path in some(sorted((ROOT / "exporter").glob("*.py")), "modules"))
+CODE = "".join(path.read_text(encoding="utf-8") for path in some(sorted((ROOT / "exporter").rglob("*.py")), "modules"))
 # kubectl for a README without a cluster: what needs none is done, what would be applied is built.
 KUBECTL = """\
 #!/bin/sh

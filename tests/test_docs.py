@@ -11,9 +11,9 @@ import pytest
 
 from exporter import config
 from exporter.advice import ADVICE
-from exporter.braze import Reason
+from exporter.braze.client import Reason
 from exporter.metrics import FAMILIES, LATEST, PREVIOUS, Family
-from tests.servers import ROOT
+from tests.support.servers import ROOT
 
 DOCUMENTS = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")

@@ -21,13 +21,13 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample as ReferenceSample
 
-from exporter.braze import ApiStatistics, Reason
+from exporter.braze.client import ApiStatistics, Reason
+from exporter.braze.data_series import Day, PayloadError, Variation, clean, parse_data_series
 from exporter.config import Limits
 from exporter.exposition import Exposition, Format, value_text, written, written_metrics
 from exporter.metrics import DAYS, FAMILIES, Row, day_rows, exporter_rows, status_rows, workspace_rows
-from exporter.model import Day, PayloadError, Variation, clean, parse_data_series
 from exporter.poller import CampaignState, WorkspaceState
-from tests.strategies import ANSWERS
+from tests.support.strategies import ANSWERS
 
 TEXT = st.text() | st.text(alphabet='\\"\n,={} \r\0\x1f\x85ü🛒')
 LABEL_VALUES = TEXT.map(clean)

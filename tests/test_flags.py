@@ -8,7 +8,7 @@ import pytest
 
 from exporter import __version__
 from exporter.flags import flag_parser
-from tests.commands import Run, commands
+from tests.support.commands import Run, commands
 
 
 @pytest.fixture

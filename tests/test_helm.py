@@ -12,9 +12,9 @@ import yaml
 
 from exporter import config
 from exporter.shards import MOST_SHARDS
-from tests import objects
-from tests.exporters import KEY, config_check
-from tests.objects import CHART, KUBERNETES, Checker, Object, at, mapping, text, workload
+from tests.support import objects
+from tests.support.exporters import KEY, config_check
+from tests.support.objects import CHART, KUBERNETES, Checker, Object, at, mapping, text, workload
 from tools import manifests
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))

@@ -12,13 +12,13 @@ import bcrypt
 import pytest
 import yaml
 
-from exporter.simulator import Simulator
-from tests import objects
-from tests.certificates import make_certificates
-from tests.exporters import COMMAND, KEY, configure
-from tests.found import some
-from tests.objects import KUBERNETES, Checker, Object, at, each, mapping, one, text, texts, workload
-from tests.servers import ROOT, Prometheus, eventually, fetch, running
+from exporter.simulator.server import Simulator
+from tests.support import objects
+from tests.support.certificates import make_certificates
+from tests.support.exporters import COMMAND, KEY, configure
+from tests.support.found import some
+from tests.support.objects import KUBERNETES, Checker, Object, at, each, mapping, one, text, texts, workload
+from tests.support.servers import ROOT, Prometheus, eventually, fetch, running
 
 BASE = KUBERNETES / "base"
 DASHBOARDS = ROOT / "grafana"

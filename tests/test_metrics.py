@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.braze import ApiStatistics, Reason
+from exporter.braze.client import ApiStatistics, Reason
+from exporter.braze.data_series import Day, Variation
 from exporter.catalogue import MESSAGE_STATISTICS
 from exporter.metrics import (
     DAY_FAMILIES,
@@ -25,7 +26,6 @@ from exporter.metrics import (
     status_rows,
     workspace_rows,
 )
-from exporter.model import Day, Variation
 from exporter.poller import CampaignState, WorkspaceState
 
 GOLDENS = Path(__file__).parent / "data" / "goldens"

@@ -19,16 +19,17 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from exporter import config, threads
-from exporter.braze import Reason
+from exporter import config
+from exporter.braze.client import Reason
 from exporter.config import Config
 from exporter.exposition import Exposition, Format
 from exporter.poller import CampaignState, Clock, Poller, system_clock
 from exporter.reload import compare
 from exporter.schedule import slot
-from exporter.simulator import Body, Cut, Drip, Fault, Hang, Latency, Simulator, Status
-from exporter.threads import NoThreadError, Start
-from tests.servers import eventually
+from exporter.simulator.server import Body, Cut, Drip, Fault, Hang, Latency, Simulator, Status
+from exporter.system import threads
+from exporter.system.threads import NoThreadError, Start
+from tests.support.servers import eventually
 
 pytestmark = pytest.mark.server
 

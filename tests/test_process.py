@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from exporter.process import INTERRUPTED
-from exporter.simulator import Hang, Simulator
-from tests.exporters import COMMAND, KEY, ask, configure
-from tests.servers import ROOT, Program, eventually, running
+from exporter.simulator.server import Hang, Simulator
+from tests.support.exporters import COMMAND, KEY, ask, configure
+from tests.support.servers import ROOT, Program, eventually, running
 
 pytestmark = pytest.mark.server
 

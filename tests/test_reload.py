@@ -16,14 +16,14 @@ import pytest
 from exporter import config
 from exporter.config import Campaign, Config, ConfigError, Limits, Poll, Workspace
 from exporter.exposition import Exposition, Format
-from exporter.files import Budget, Files, Watch, digests
 from exporter.poller import CampaignState, Clock, Poller
 from exporter.reload import Changes, Configuration, Reloads, Requests, compare, pause_before_look
 from exporter.shards import WHOLE
-from exporter.simulator import Cut, Hang, Latency, Simulator, Status
-from exporter.threads import NoThreadError
-from tests.servers import eventually
-from tests.system import Volume, no_new_threads
+from exporter.simulator.server import Cut, Hang, Latency, Simulator, Status
+from exporter.system.files import Budget, Files, Watch, digests
+from exporter.system.threads import NoThreadError
+from tests.support.servers import eventually
+from tests.support.system import Volume, no_new_threads
 
 KEY = "9f1b-secret-c0ffee-4d5e-api-key"
 OTHER_KEY = "17ab-another-secret-5678"

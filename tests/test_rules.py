@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from exporter.metrics import FAMILIES
-from tests.found import some
-from tests.servers import ROOT
-from tests.worlds import Campaign, Gauge, Totals, Zone, at, between, clock, input_series, through
+from tests.support.found import some
+from tests.support.servers import ROOT
+from tests.support.worlds import Campaign, Gauge, Totals, Zone, at, between, clock, input_series, through
 
 PROMETHEUS = ROOT / "deploy/prometheus"
 RULES = PROMETHEUS / "rules"

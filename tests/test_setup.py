@@ -14,8 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.found import some
-from tests.servers import ROOT
+from tests.support.found import some
+from tests.support.servers import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCKS = {path.name: path.read_text(encoding="utf-8") for path in some(sorted(ROOT.glob("requirements*.lock")), "locks")}

@@ -11,9 +11,9 @@ import pytest
 from exporter.config import Campaign, Config, Workspace
 from exporter.schedule import slot
 from exporter.shards import Shard, jump_hash, part, stable_hash
-from exporter.simulator import Simulator
-from tests.exporters import KEY, Exporter, config_check, configure, running_exporter
-from tests.servers import eventually
+from exporter.simulator.server import Simulator
+from tests.support.exporters import KEY, Exporter, config_check, configure, running_exporter
+from tests.support.servers import eventually
 
 CAMPAIGNS = tuple(Campaign(id=str(UUID(int=number, version=4))) for number in range(500))
 

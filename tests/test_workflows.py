@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from exporter import __version__
-from tests.found import some
-from tests.objects import Object, each, mapping, text, texts
-from tests.servers import ROOT
+from tests.support.found import some
+from tests.support.objects import Object, each, mapping, text, texts
+from tests.support.servers import ROOT
 
 FILES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / ".github/workflows").glob("*.yml"))}
 WORKFLOWS: Mapping[str, Object] = {

@@ -33,12 +33,12 @@ EQUIVALENTS = ROOT / "tests/data/equivalent_mutants.yml"
 TESTS = {
     "__init__": ["tests/test_release_notes.py"],
     "__main__": ["tests/test_cli.py"],
-    "braze": ["tests/test_braze.py", "tests/test_transport.py"],
-    "limits": ["tests/test_limits.py", "tests/test_poller.py"],
+    "braze/client": ["tests/braze/test_client.py", "tests/braze/test_transport.py"],
+    "braze/data_series": ["tests/braze/test_data_series.py", "tests/test_exposition.py"],
+    "braze/transport": ["tests/braze/test_transport.py", "tests/braze/test_client.py"],
     "metrics": ["tests/test_metrics.py", "tests/test_exposition.py", "tests/test_poller.py"],
-    "model": ["tests/test_model.py", "tests/test_exposition.py"],
     "schedule": ["tests/test_schedule.py", "tests/test_poller.py"],
-    "transport": ["tests/test_transport.py", "tests/test_braze.py"],
+    "series_limits": ["tests/test_series_limits.py", "tests/test_poller.py"],
 }
 # What a mutant may take before it is killed: in multiples of the tests' own time, and in KiB of addresses.
 _SLOWER, _SHORTEST = 4, 20
@@ -108,7 +108,15 @@ def read_equivalents(text: str) -> dict[Change, str]:
 
 def tests_of(module: str) -> list[str]:
     """Name the files with a module's tests, those of its own first."""
-    return [file for file in TESTS.get(module, [f"tests/test_{module}.py"]) if (ROOT / file).is_file()]
+    own = Path("tests", module).with_name(f"test_{Path(module).name}.py").as_posix()
+    return [file for file in TESTS.get(module, [own]) if (ROOT / file).is_file()]
+
+
+def modules() -> list[str]:
+    """Name all modules of the package, those in packages of it as folder/module."""
+    package = ROOT / "exporter"
+    files = (path.relative_to(package).with_suffix("").as_posix() for path in package.rglob("*.py"))
+    return sorted(file for file in files if not file.endswith("/__init__"))
 
 
 @contextmanager
@@ -261,27 +269,27 @@ def stale(equivalents: dict[Change, str], sources: dict[str, str]) -> list[Chang
 def main(arguments: Sequence[str] | None = None) -> int:
     """Try mutants of the modules named, or of all."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("modules", nargs="*", help="exporter/model.py, or model; all when none is named")
+    parser.add_argument("modules", nargs="*", help="exporter/braze/client.py, or braze/client; all when none is named")
     parser.add_argument("--sample", type=int, default=5, help="how many mutants of each module (%(default)s)")
     parser.add_argument("--seed", default="1", help="which ones (%(default)s)")
     # Twice the number of cores, as many tests wait.
     parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1), help="how many at once (%(default)s)")
     options = parser.parse_args(arguments)
-    package = sorted(path.stem for path in (ROOT / "exporter").glob("*.py"))
-    modules = [Path(name).stem for name in options.modules] or package
-    if unknown := set(modules) - set(package):
+    package = modules()
+    chosen = [name.removeprefix("exporter/").removesuffix(".py") for name in options.modules] or package
+    if unknown := set(chosen) - set(package):
         parser.error(f"expected modules of exporter, got {', '.join(sorted(unknown))}")
     equivalents = read_equivalents(EQUIVALENTS.read_text(encoding="utf-8"))
     began, total = time.monotonic(), Counter[str]()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         checkouts = [copy_checkout(Path(folder) / str(job) / "checkout") for job in range(options.jobs)]
-        for module in modules:
+        for module in chosen:
             total += try_module(module, checkouts, equivalents, sample=options.sample, seed=options.seed)
     for change in stale(
         equivalents, {module: (ROOT / f"exporter/{module}.py").read_text("utf-8") for module in package}
     ):
         print(f"{EQUIVALENTS.relative_to(ROOT)} names lines that are gone: {change}")
-    print(f"{len(modules)} modules in {time.monotonic() - began:.0f} s: {summary(total)}")
+    print(f"{len(chosen)} modules in {time.monotonic() - began:.0f} s: {summary(total)}")
     return 0
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from exporter.braze import ApiStatistics, Reason
+from exporter.braze.client import ApiStatistics, Reason
 from exporter.exposition import render
 from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
 from exporter.poller import CampaignState, WorkspaceState
-from exporter.simulator import CONTROL_GROUP, CampaignModel, ChannelModel, VariationModel, campaign_models
-from tests.history import polled
+from exporter.simulator.server import CONTROL_GROUP, CampaignModel, ChannelModel, VariationModel, campaign_models
+from tests.support.history import polled
 
 NOW = datetime(2025, 11, 6, 15, tzinfo=UTC)
 """When the history ends, a Thursday afternoon."""

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from grafana.preview.history import CAMPAIGNS, EXPERIMENT, NOW, ZONE, samples
-from tests.history import comparison_rules
-from tests.servers import ROOT, Prometheus, find_program, running_prometheus, write_history
+from tests.support.history import comparison_rules
+from tests.support.servers import ROOT, Prometheus, find_program, running_prometheus, write_history
 
 PICTURES = ROOT / "docs/pictures"
 _DRAW = Path(__file__).with_name("draw.mjs")

@@ -16,10 +16,10 @@ from zoneinfo import ZoneInfo
 
 from exporter.exposition import render
 from exporter.metrics import day_rows
-from exporter.simulator import Body, CampaignModel, Simulator, Statistic, Status, campaign_models, daily
-from tests.exporters import KEY, running_exporter
-from tests.history import polled
-from tests.servers import (
+from exporter.simulator.server import Body, CampaignModel, Simulator, Statistic, Status, campaign_models, daily
+from tests.support.exporters import KEY, running_exporter
+from tests.support.history import polled
+from tests.support.servers import (
     ROOT,
     Alertmanager,
     Answer,

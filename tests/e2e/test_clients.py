@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter.simulator import Simulator
-from tests.browser import running_browser
-from tests.exporters import KEY, Exporter, configure, running_exporter
+from exporter.simulator.server import Simulator
+from tests.support.browser import running_browser
+from tests.support.exporters import KEY, Exporter, configure, running_exporter
 
 pytestmark = pytest.mark.server
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter.simulator import Simulator, Status
-from tests.browser import Browser, Page, running_browser
-from tests.exporters import KEY, Exporter, configure, running_exporter
+from exporter.simulator.server import Simulator, Status
+from tests.support.browser import Browser, Page, running_browser
+from tests.support.exporters import KEY, Exporter, configure, running_exporter
 
 pytestmark = pytest.mark.server
 

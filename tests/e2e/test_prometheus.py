@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from exporter.simulator import CONTROL_GROUP, Body, Simulator, campaign_models, daily
-from tests.exporters import KEY, Exporter, configure, running_exporter
-from tests.servers import Answer, Prometheus, eventually, serving
+from exporter.simulator.server import CONTROL_GROUP, Body, Simulator, campaign_models, daily
+from tests.support.exporters import KEY, Exporter, configure, running_exporter
+from tests.support.servers import Answer, Prometheus, eventually, serving
 
 Start = Callable[[str], Prometheus]
 Series = tuple[str, frozenset[tuple[str, str]]]

@@ -13,10 +13,10 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from exporter.simulator import Hang, Latency, Simulator
-from tests.exporters import KEY, Exporter, config_check, configure, running_exporter
-from tests.servers import eventually
-from tests.system import hung_file, reads
+from exporter.simulator.server import Hang, Latency, Simulator
+from tests.support.exporters import KEY, Exporter, config_check, configure, running_exporter
+from tests.support.servers import eventually
+from tests.support.system import hung_file, reads
 
 pytestmark = pytest.mark.server
 

@@ -20,18 +20,18 @@ import bcrypt
 import pytest
 
 from exporter import flags
-from exporter.simulator import Body, Cut, Hang, Simulator, Status
-from tests.certificates import make_certificates
-from tests.exporters import COMMAND, Exporter, ask
-from tests.servers import PATIENCE, eventually, running
-from tests.system import broken_library
+from exporter.simulator.server import Body, Cut, Hang, Simulator, Status
+from tests.support.certificates import make_certificates
+from tests.support.exporters import COMMAND, Exporter, ask
+from tests.support.servers import PATIENCE, eventually, running
+from tests.support.system import broken_library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from exporter.simulator import Fault
-    from tests.certificates import Certificates
-    from tests.servers import Program
+    from exporter.simulator.server import Fault
+    from tests.support.certificates import Certificates
+    from tests.support.servers import Program
 
 pytestmark = pytest.mark.server
 

@@ -22,20 +22,20 @@ from urllib.parse import urlsplit
 import bcrypt
 import pytest
 
-from exporter.simulator import Simulator
-from exporter.web import HEADERS
-from tests.certificates import make_certificates
-from tests.exporters import KEY, Exporter, ask, configure, running_exporter
-from tests.hostile import attack, drip, handshake, hold
-from tests.servers import PATIENCE, eventually
+from exporter.simulator.server import Simulator
+from exporter.web.app import HEADERS
+from tests.support.certificates import make_certificates
+from tests.support.exporters import KEY, Exporter, ask, configure, running_exporter
+from tests.support.hostile import attack, drip, handshake, hold
+from tests.support.servers import PATIENCE, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from email.message import Message
 
-    from tests.certificates import Certificates
-    from tests.hostile import Attack, Behaviour
-    from tests.servers import Prometheus
+    from tests.support.certificates import Certificates
+    from tests.support.hostile import Attack, Behaviour
+    from tests.support.servers import Prometheus
 
 pytestmark = pytest.mark.server
 

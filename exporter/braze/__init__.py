@@ -1,0 +1,1 @@
+"""Braze's REST API: requests, rate limits, errors and what its responses say."""

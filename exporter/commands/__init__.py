@@ -1,0 +1,1 @@
+"""The commands beside the server: check, print, demo and health."""

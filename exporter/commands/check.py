@@ -1,0 +1,476 @@
+"""`braze-exporter check`: asks Braze for every campaign, and says what works, what does not and what to do.
+
+Config ─ ask ─► Checked, one of each workspace ─► findings ─┬─ lines ───► for people
+                                                            └─ as_json ─► for scripts
+"""
+
+from __future__ import annotations
+
+import textwrap
+import threading
+import unicodedata
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+from exporter.advice import ADVICE
+from exporter.braze.client import BrazeError, Client, Permit, Reason
+from exporter.braze.data_series import EXAMPLES, SAMPLES
+from exporter.config import INSTANCES
+from exporter.poller import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from datetime import date
+
+    from exporter.braze.client import ApiStatistics
+    from exporter.braze.data_series import DataSeries
+    from exporter.config import Campaign, Config, Poll, Workspace
+    from exporter.poller import Clock
+
+_WHOLE_WORKSPACE = {
+    Reason.UNAUTHORIZED,
+    Reason.FORBIDDEN,
+    Reason.NOT_FOUND,
+    Reason.RATE_LIMITED,
+    Reason.CONNECTION,
+    Reason.TLS,
+    Reason.TIMEOUT,
+    Reason.REDIRECT,
+}
+"""Failures that have their cause in the workspace's settings or in the way to Braze, rarely in one campaign."""
+
+_GIVE_UP = 10  # failures of the whole workspace in a row
+_LOOK = 0.1  # seconds between two looks at how far it is
+_LONGEST_NAME = 40
+_LINE = 110
+_INDENT = " " * 10
+_QUARTER = timedelta(minutes=15)
+_OFFSETS = tuple(quarter * _QUARTER for quarter in range(-12 * 4, 14 * 4 + 1))
+_ZONES = (
+    "America/Los_Angeles",
+    "America/New_York",
+    "America/Sao_Paulo",
+    "UTC",
+    "Europe/London",
+    "Europe/Berlin",
+    "Asia/Dubai",
+    "Asia/Kolkata",
+    "Asia/Singapore",
+    "Asia/Tokyo",
+    "Australia/Sydney",
+    "Pacific/Auckland",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one campaign: an answer or a failure, neither where it was not asked."""
+
+    campaign: Campaign
+    answer: DataSeries | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What came of a workspace's campaigns, in the order of the configuration; times are Unix seconds."""
+
+    workspace: Workspace
+    outcomes: tuple[Outcome, ...]
+    statistics: ApiStatistics
+    began_at: float
+    ended_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that works (`ok`), does not, or is only worth knowing (None), and what to do about it."""
+
+    ok: bool | None
+    text: str
+    advice: tuple[str, ...] = ()
+
+
+def ask(
+    config: Config, *, environ: Mapping[str, str], clock: Clock, progress: Callable[[int, int], None]
+) -> tuple[Checked, ...]:
+    """Ask for one campaign of each workspace and then, unless that shows why none would work, for all others.
+
+    `progress` is called now and then with how many campaigns are done and how many there are.
+
+    Raises:
+        ConfigError: a key cannot be read.
+
+    """
+    total = sum(len(workspace.campaigns) for workspace in config.workspaces)
+    done = 0
+    checked = []
+    for workspace in config.workspaces:
+        asking = _Asking(workspace, config.poll, environ, clock)
+        checked.append(asking.run(lambda count, done=done: progress(done + count, total)))  # type: ignore[misc]
+        done += len(workspace.campaigns)
+    return tuple(checked)
+
+
+class _Asking:
+    """One workspace's campaigns on their way, by as many threads as there may be requests."""
+
+    def __init__(self, workspace: Workspace, poll: Poll, environ: Mapping[str, str], clock: Clock) -> None:
+        self._workspace = workspace
+        self._poll = poll
+        self._clock = clock
+        self._waiting = deque(workspace.campaigns)
+        self._outcomes: dict[str, Outcome] = {}
+        self._in_a_row = 0
+        self._error: BaseException | None = None
+        self._stopped = threading.Event()
+        self._client = Client(
+            workspace,
+            interval=poll.interval,
+            environ=environ,
+            wall=clock.wall,
+            monotonic=clock.monotonic,
+            random=Random(),  # noqa: S311 - jitter
+            stopped=self._stopped,
+        )
+
+    def run(self, progress: Callable[[int], None]) -> Checked:
+        began_at = self._clock.wall()
+        try:
+            self._work(1, progress, campaigns=1)
+            (first,) = self._outcomes.values() or (Outcome(self._workspace.campaigns[0]),)
+            if first.failure is None or first.failure.reason not in _WHOLE_WORKSPACE:
+                self._work(self._poll.concurrency, progress)
+        finally:
+            self._stopped.set()
+            self._client.close()
+        return Checked(
+            self._workspace,
+            tuple(self._outcomes.get(campaign.id) or Outcome(campaign) for campaign in self._workspace.campaigns),
+            self._client.statistics["data_series"],
+            began_at,
+            self._clock.wall(),
+        )
+
+    def _work(self, threads: int, progress: Callable[[int], None], campaigns: int | None = None) -> None:
+        """Ask so many campaigns, or all that are left, and wait."""
+        waiting = deque(self._waiting.popleft() for _ in range(campaigns or len(self._waiting)))
+        running = [
+            threading.Thread(target=self._run, args=(waiting,), name=f"check {number}", daemon=True)
+            for number in range(min(threads, len(waiting)))
+        ]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            while thread.is_alive():
+                progress(len(self._outcomes))
+                thread.join(_LOOK)
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, waiting: deque[Campaign]) -> None:
+        try:
+            while waiting and (permit := self._permit()) is not None:
+                try:
+                    campaign = waiting.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                self._outcomes[campaign.id] = outcome = self._ask(campaign, permit)
+                whole = outcome.failure is not None and outcome.failure.reason in _WHOLE_WORKSPACE
+                self._in_a_row = self._in_a_row + 1 if whole else 0
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            self._error = error
+            self._stopped.set()
+
+    def _permit(self) -> Permit | None:
+        """Wait for leave to ask; None where there is no use in asking."""
+        pool = self._client.data_series_pool
+        while not (pool.closed or self._in_a_row >= _GIVE_UP or self._stopped.is_set()):
+            permit = pool.take(self._clock.monotonic())
+            if isinstance(permit, Permit):
+                return permit
+            self._stopped.wait(min(permit, _LOOK))
+        return None
+
+    def _ask(self, campaign: Campaign, permit: Permit) -> Outcome:
+        try:
+            received = self._client.data_series(
+                campaign.id, days=self._poll.days, permit=permit, timeout=self._poll.timeout
+            )
+            return Outcome(campaign, answer=self._client.read(received, samples=SAMPLES))
+        except BrazeError as error:
+            return Outcome(campaign, failure=Failure(error.reason, str(error)))
+
+
+def findings(checked: Checked, environ: Mapping[str, str]) -> tuple[Finding, ...]:
+    """Return what a workspace's outcomes say of it as a whole. Pure."""
+    failures = [outcome.failure for outcome in checked.outcomes if outcome.failure is not None]
+    answers = [outcome.answer for outcome in checked.outcomes if outcome.answer is not None]
+    found: list[Finding] = []
+    if answers:
+        found.append(Finding(ok=True, text="Braze accepts the key, and it may read campaigns.data_series"))
+        found.extend(_newest_day(answers, checked))
+    for reason in dict.fromkeys(failure.reason for failure in failures):
+        details = dict.fromkeys(failure.detail for failure in failures if failure.reason is reason)
+        of_one = next(iter(details)) if len(details) == 1 else f"{len(details)} different answers, see below"
+        count = sum(failure.reason is reason for failure in failures)
+        text = f"{_counted(count)}: {_words(reason)}: {of_one}"
+        found.append(Finding(ok=False, text=text, advice=tuple(_advice(reason, checked, environ))))
+    left = len(checked.outcomes) - len(failures) - len(answers)
+    if left:
+        found.append(Finding(ok=False, text=f"{_counted(left)} not asked, as the same would come of it"))
+    skipped = [answer for answer in answers if answer.skipped]
+    if skipped:
+        text = (
+            f"{_counted(len(skipped))} with parts that are not of the documented form, such as {skipped[0].skipped[0]}"
+        )
+        found.append(Finding(ok=None, text=text, advice=("The rest of them is served. Please report it.",)))
+    no_numbers = dict.fromkeys(name for answer in answers for name in answer.no_numbers)
+    if no_numbers:
+        text = f"statistics that are no numbers, and so are left out: {', '.join([*no_numbers][:EXAMPLES])}"
+        found.append(Finding(ok=None, text=text, advice=("Braze documents them as numbers. Please report it.",)))
+    found.extend(_rate_limit(checked.statistics))
+    return tuple(found)
+
+
+def works(checked: Checked, environ: Mapping[str, str]) -> bool:
+    """Tell whether nothing of a workspace fails. Pure."""
+    return all(finding.ok is not False for finding in findings(checked, environ))
+
+
+def lines(checks: Sequence[Checked], environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield the report for people. Pure."""
+    for checked in checks:
+        yield f"Workspace {_shown(checked.workspace.name)} at {_where(checked.workspace)}"
+        for finding in findings(checked, environ):
+            mark = {True: "ok", False: "FAILED", None: "note"}[finding.ok]
+            yield f"  {mark:8}{finding.text}"
+            for advice in finding.advice:
+                yield from textwrap.wrap(advice, _LINE, initial_indent=_INDENT, subsequent_indent=f"{_INDENT}  ")
+        yield ""
+        yield from _table([outcome for outcome in checked.outcomes if _is_asked(outcome)])
+        yield ""
+    outcomes = [outcome for checked in checks for outcome in checked.outcomes]
+    well = sum(outcome.answer is not None for outcome in outcomes)
+    yield f"{well:,} of {_counted(len(outcomes))} can be polled."
+
+
+def as_json(checks: Sequence[Checked], environ: Mapping[str, str]) -> dict[str, object]:
+    """Return the report for scripts. Pure."""
+    workspaces = [_workspace_json(checked, environ) for checked in checks]
+    return {"ok": all(workspace["ok"] for workspace in workspaces), "workspaces": workspaces}
+
+
+def _workspace_json(checked: Checked, environ: Mapping[str, str]) -> dict[str, object]:
+    limits = checked.statistics
+    return {
+        "workspace": checked.workspace.name,
+        "endpoint": checked.workspace.endpoint,
+        "ok": works(checked, environ),
+        "timezone": checked.workspace.timezone.key,
+        "newest_day": _iso(_newest(outcome.answer for outcome in checked.outcomes)),
+        "rate_limit": limits.rate_limit,
+        "rate_limit_remaining": limits.rate_limit_remaining,
+        "rate_limit_reset": limits.rate_limit_reset,
+        "findings": [
+            {"ok": finding.ok, "text": finding.text, "advice": list(finding.advice)}
+            for finding in findings(checked, environ)
+        ],
+        "campaigns": [
+            {
+                "id": outcome.campaign.id,
+                "name": outcome.campaign.name,
+                "asked": _is_asked(outcome),
+                "ok": outcome.answer is not None,
+                "newest_day": _iso(_newest([outcome.answer])),
+                "skipped": list(outcome.answer.skipped) if outcome.answer is not None else [],
+                "reason": outcome.failure.reason.value if outcome.failure is not None else None,
+                "detail": outcome.failure.detail if outcome.failure is not None else None,
+            }
+            for outcome in checked.outcomes
+        ],
+    }
+
+
+def _newest(answers: Iterable[DataSeries | None]) -> date | None:
+    days = (answer.latest.date for answer in answers if answer is not None and answer.latest is not None)
+    return max(days, default=None)
+
+
+def _iso(day: date | None) -> str | None:
+    return None if day is None else day.isoformat()
+
+
+def _newest_day(answers: Sequence[DataSeries], checked: Checked) -> Iterator[Finding]:
+    """Yield what the newest day of all says about the time zone."""
+    newest = _newest(answers)
+    zone = checked.workspace.timezone
+    if newest is None:
+        yield Finding(ok=None, text="no campaign has any day, so nothing is known of the time zone")
+        return
+    # The answers came around a midnight, perhaps.
+    days = [datetime.fromtimestamp(moment, zone).date() for moment in (checked.began_at, checked.ended_at)]
+    span, zones = _fitting(newest, checked.ended_at)
+    fitting = f"it is that day {span}, for example in {zones}"
+    if newest in days:
+        yield Finding(ok=True, text=f"the newest day is {newest}, today in {zone.key}, as now {span}")
+    elif newest > days[1]:
+        yield Finding(
+            ok=False,
+            text=f"the newest day is {newest}, which has not begun in {zone.key}",
+            advice=(
+                f"The workspace's timezone lies west of the zone in which Braze counts: now {fitting}.",
+                "Set timezone to the time zone of the company, which Braze's dashboard shows in its settings.",
+            ),
+        )
+    elif newest == days[0] - timedelta(days=1):
+        yield Finding(
+            ok=None,
+            text=f"the newest day is {newest}, yesterday in {zone.key}",
+            advice=(
+                "Either Braze's answers do not hold the running day, which is all right: both days are complete then;",
+                f"or timezone lies east of the zone in which Braze counts: now {fitting}.",
+                "Check again at another time of the day: in the right zone the day changes at midnight.",
+            ),
+        )
+    else:
+        yield Finding(
+            ok=None,
+            text=f"the newest day is {newest}, {(days[0] - newest).days} days before today in {zone.key}",
+            advice=("No time zone explains that. Look at the campaigns in Braze's dashboard, and at this clock.",),
+        )
+
+
+def _fitting(day: date, now: float) -> tuple[str, str]:
+    """Say from which offset to which that day is today, and name some zones."""
+    moment = datetime.fromtimestamp(now, UTC)
+    offsets = [offset for offset in _OFFSETS if (moment + offset).date() == day]
+    zones = [zone for zone in _ZONES if datetime.fromtimestamp(now, ZoneInfo(zone)).date() == day]
+    span = f"from {_offset(offsets[0])} to {_offset(offsets[-1])}" if offsets else "nowhere"
+    return span, ", ".join(zones) or "none that is common"
+
+
+def _offset(offset: timedelta) -> str:
+    minutes = round(offset.total_seconds() / 60)
+    hours, minutes = divmod(abs(minutes), 60)
+    return f"UTC{'-' if offset < timedelta() else '+'}{hours:02}:{minutes:02}"
+
+
+def _rate_limit(statistics: ApiStatistics) -> Iterator[Finding]:
+    if statistics.rate_limit is not None and statistics.rate_limit_remaining is not None:
+        text = (
+            f"{statistics.rate_limit_remaining:,.0f} of {statistics.rate_limit:,.0f} requests are left in this window"
+        )
+        yield Finding(ok=None, text=text)
+
+
+def _advice(reason: Reason, checked: Checked, environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield sentences about what usually leads to a failure, and what mends it."""
+    workspace = checked.workspace
+    cause, remedy = ADVICE[reason]
+    yield f"{_sentence(cause)} What to do: {remedy}."
+    match reason:
+        case Reason.UNAUTHORIZED:
+            yield f"The key is read from {_key_source(workspace)}. Only its own instance takes a good key."
+            yield from _hosts()
+        case Reason.FORBIDDEN:
+            yield "The address that Braze sees may be that of a proxy or a gateway and not this machine's own."
+        case Reason.BAD_REQUEST:
+            yield "The API identifier stands on the campaign's details page. Canvases have such identifiers, too."
+            if not any(outcome.answer is not None for outcome in checked.outcomes):
+                yield "As it is so for every campaign, the key is perhaps that of another workspace."
+        case Reason.NOT_FOUND | Reason.REDIRECT | Reason.BAD_PAYLOAD:
+            yield from _proxies(environ)
+            yield from _hosts()
+        case Reason.CONNECTION:
+            host = urlsplit(workspace.endpoint).hostname
+            yield f"Does the name {host} have an address here, and may this machine connect to it?"
+            yield from _proxies(environ)
+            yield from _hosts()
+        case Reason.TLS:
+            names = [name for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if environ.get(name)]
+            yield f"The CA bundle in use is that of {names[0]}." if names else "No variable names a CA bundle."
+            yield from _proxies(environ)
+        case Reason.TIMEOUT:
+            yield from _proxies(environ)
+        case _:
+            pass
+
+
+def _key_source(workspace: Workspace) -> str:
+    if workspace.api_key_file is not None:
+        return f"the file {_shown(str(workspace.api_key_file))}"
+    return f"the variable {workspace.api_key_env}"
+
+
+def _hosts() -> Iterator[str]:
+    yield f"Braze's instances: {', '.join(f'{name} {host}' for name, host in INSTANCES.items())}."
+
+
+def _proxies(environ: Mapping[str, str]) -> Iterator[str]:
+    """Name the variables that choose a proxy; their values may hold a password."""
+    names = [
+        name
+        for name in sorted(environ)
+        if name.lower() in {"http_proxy", "https_proxy", "all_proxy", "no_proxy"} and environ[name]
+    ]
+    yield f"In force for proxies: {', '.join(names)}." if names else "No variable names a proxy."
+
+
+def _where(workspace: Workspace) -> str:
+    host = urlsplit(workspace.endpoint).hostname
+    instance = next((name for name, own in INSTANCES.items() if own == host), None)
+    return f"{workspace.endpoint}{f' ({instance})' if instance else ''}, key from {_key_source(workspace)}"
+
+
+def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Yield a line for each campaign, the failed ones first."""
+    rows = sorted(map(_row, outcomes), key=lambda row: row[0])  # in ASCII capital letters come first
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)][:-1]
+    for *cells, last in rows:
+        padded = (cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True))
+        yield f"  {'  '.join(padded)}  {last}"
+
+
+def _is_asked(outcome: Outcome) -> bool:
+    return outcome.answer is not None or outcome.failure is not None
+
+
+def _row(outcome: Outcome) -> tuple[str, str, str, str]:
+    name = _shown(outcome.campaign.name)
+    name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    if outcome.failure is not None:
+        return "FAILED", name, outcome.campaign.id, f"{_words(outcome.failure.reason)}: {outcome.failure.detail}"
+    if (day := outcome.answer.latest if outcome.answer else None) is None:
+        return "ok", name, outcome.campaign.id, "no days: Braze knows none of it"
+    return "ok", name, outcome.campaign.id, f"newest day {day.date}, rows: {len(day.variations)}"
+
+
+def _shown(text: str) -> str:
+    """Return a text that can do nothing to a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _width(text: str) -> int:
+    """Return how many columns a text takes on a terminal."""
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+    )
+
+
+def _counted(count: int) -> str:
+    return f"{count:,} {'campaign' if count == 1 else 'campaigns'}"
+
+
+def _words(reason: Reason) -> str:
+    return reason.value.replace("_", " ")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

@@ -1,0 +1,1 @@
+"""A simulated Braze, for the demo and the tests."""

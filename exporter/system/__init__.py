@@ -1,0 +1,1 @@
+"""What the operating system provides: threads, files, signals, output, limits and the service manager."""

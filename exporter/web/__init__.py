@@ -1,0 +1,1 @@
+"""Serving over HTTP: connections, users, cached bodies and pages."""

@@ -1,0 +1,170 @@
+"""Weeks of what the exporter would have shown of the simulated world, in a Prometheus that answers at once."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import yaml
+
+from exporter.braze.client import ApiStatistics, Reason
+from exporter.braze.data_series import parse_data_series
+from exporter.exposition import render
+from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
+from exporter.poller import CampaignState, WorkspaceState
+from exporter.simulator.server import CONTROL_GROUP, CampaignModel, campaign_models, data_series
+from tests.support.servers import ROOT, Prometheus, running_prometheus, write_history
+
+NOW = datetime(2025, 11, 8, 15, tzinfo=UTC)
+"""When the history ends. From the first day to here no boundary of Prometheus' largest block is crossed."""
+
+FIRST = datetime(2025, 10, 9, tzinfo=UTC)
+ZONES = {"europe": "Europe/Berlin", "america": "America/New_York"}  # both changed their clocks within the history
+CAMPAIGNS: Mapping[str, tuple[CampaignModel, ...]] = {
+    "europe": campaign_models(12),
+    "america": campaign_models(3, seed=2),
+}
+
+# The first pod was replaced here, and since then there are two replicas.
+_REPLACED = NOW - timedelta(days=2, hours=3)
+# One of them has not heard yet that a campaign has a new name.
+_BEHIND = "c:10105"
+_RENAMED = ('campaign_name="Anniversary"', 'campaign_name="Birthday"')
+_HOURLY = timedelta(days=4)
+_FOREIGN = """\
+process_resident_memory_bytes 6e7
+process_cpu_seconds_total 10
+process_start_time_seconds 1759968000
+scrape_duration_seconds 0.01
+scrape_samples_scraped 2000
+"""
+_ALERT = (
+    'alertname="BrazeEmailBounces",severity="warning",workspace="europe",campaign_id="1",campaign_name="Welcome e-mail"'
+)
+_ALERTS = f"""\
+ALERTS{{{_ALERT},alertstate="firing"}} 1
+ALERTS_FOR_STATE{{{_ALERT}}} 1762600000
+"""
+
+
+@contextmanager
+def remembering_prometheus(promtool: Path, folder: Path) -> Iterator[Prometheus]:
+    """Run the Prometheus that stands beside promtool, with all that it would have scraped from FIRST to NOW."""
+    write_history(promtool, (line for moment in _moments() for line in _scrape(moment)), folder)
+    with running_prometheus(promtool.with_name("prometheus"), "global: {}", folder) as prometheus:
+        yield prometheus
+
+
+def polled(workspace: str, zone: ZoneInfo, campaign: CampaignModel, now: float) -> CampaignState:
+    """Return what the exporter knows of a campaign at a Unix time, when its polls go well."""
+    answer = data_series(campaign, datetime.fromtimestamp(now, zone).date(), 2, now=now, zone=zone)
+    series = parse_data_series(answer)
+    return CampaignState(
+        workspace,
+        zone,
+        campaign.id,
+        campaign.name,
+        300,
+        up=True,
+        last_success=now - 60,
+        polls=1,
+        latest=series.latest,
+        previous=series.previous,
+    )
+
+
+def comparison_rules() -> dict[str, str]:
+    """Return the expressions of the rules that compare variations, by the name they are recorded under, in order."""
+    (group,) = yaml.safe_load((ROOT / "deploy/prometheus/rules/braze-ab.yml").read_text(encoding="utf-8"))["groups"]
+    return {rule["record"]: rule["expr"] for rule in group["rules"]}
+
+
+def _moments() -> list[datetime]:
+    """Return every hour of the last days; of the weeks before those hours at which something looks back."""
+    hours = [FIRST + timedelta(hours=hour) for hour in range(int((NOW - FIRST) / timedelta(hours=1)) + 1)]
+    return [moment for moment in hours if NOW - moment <= _HOURLY or _is_looked_at(moment)]
+
+
+def _is_looked_at(moment: datetime) -> bool:
+    return moment.hour == NOW.hour or any(
+        moment.astimezone(ZoneInfo(zone)).hour in {5, 6, 7} for zone in ZONES.values()
+    )
+
+
+def _scrape(moment: datetime) -> Iterator[str]:
+    """Yield the lines of all replicas at that time, with it."""
+    text = "".join(_exposition(moment)) + _FOREIGN
+    instances = ("b:10105", "c:10105") if moment >= _REPLACED else ("a:10105",)
+    time = f"{moment.timestamp():.0f}"
+    for line in text.splitlines():
+        series, _, value = line.rpartition(" ")
+        name, opening, labels = series.partition("{")
+        rest = f",{labels}" if opening else "}"
+        for instance in instances:
+            if instance == _BEHIND:
+                rest = rest.replace(*_RENAMED)
+            yield f'{name}{{job="braze",instance="{instance}"{rest} {value} {time}\n'
+    if moment == NOW:
+        yield from (f"{line} {time}\n" for line in _ALERTS.splitlines())
+        yield from _recorded(moment - timedelta(minutes=14))
+
+
+def _recorded(moment: datetime) -> Iterator[str]:
+    """Yield what the rules would have recorded of four variations at their last evaluation: numbers without meaning.
+
+    B is compared with the control group, C has not enough data for it, and the campaign of D has no control group.
+    """
+    campaign, other = ('workspace="europe",campaign_id="1",channel="email"', 'workspace="europe",campaign_id="2"')
+    compared, control = (f'{campaign},variation_id="{name}",variation_name="{name}"' for name in ("B", CONTROL_GROUP))
+    unequalled = (
+        f'{campaign},variation_id="C",variation_name="C"',
+        f'{other},channel="ios_push",variation_id="D",variation_name="D"',
+    )
+    for name in comparison_rules():
+        if name.startswith("control_group:"):
+            shown: tuple[str, ...] = (campaign,)
+        elif name == "variation:braze_control_group:group":
+            shown = (control,)
+        elif ":sum28d" in name or ":ratio28d" in name:
+            shown = (compared, control, *unequalled)
+        else:
+            shown = (compared,)
+        event = ',conversion_event="A"' if "conversions" in name else ""
+        for labels in shown:
+            yield f"{name}{{{labels}{event}}} 2 {moment.timestamp():.0f}\n"
+
+
+def _exposition(moment: datetime) -> Iterator[str]:
+    now = moment.timestamp()
+    age = moment - FIRST
+    for workspace, zone in ZONES.items():
+        for campaign in CAMPAIGNS[workspace]:
+            state = _state(workspace, campaign, moment)
+            yield from _lines(render([*day_rows(state), *status_rows(state, 0)]))
+        api = ApiStatistics(rate_limit=50_000, rate_limit_remaining=49_000, rate_limit_reset=now + 60)
+        api.failures[Reason.TIMEOUT] = int(age / timedelta(hours=7))
+        api.durations[2] = api.requests = int(age / timedelta(minutes=1))
+        shown = WorkspaceState(
+            workspace, zone, len(CAMPAIGNS[workspace]), up=True, closed=None, apis={"data_series": api}
+        )
+        yield from _lines(render(workspace_rows(shown)))
+    own = exporter_rows(
+        version="1", python_version="3.13", reload_successful=True, reload_time=FIRST.timestamp(), series=2000
+    )
+    yield from _lines(render(own))
+
+
+def _state(workspace: str, campaign: CampaignModel, moment: datetime) -> CampaignState:
+    """Return what polling knows of a campaign; the last one of Europe has been failing for two hours at the end."""
+    state = polled(workspace, ZoneInfo(ZONES[workspace]), campaign, moment.timestamp())
+    since = NOW - timedelta(hours=2)
+    if campaign is not CAMPAIGNS["europe"][-1] or moment < since:
+        return state
+    failures = {Reason.TIMEOUT: 1 + int((moment - since) / timedelta(minutes=5))}
+    return replace(state, up=False, last_success=since.timestamp(), failures=failures)
+
+
+def _lines(pieces: Mapping[str, bytes]) -> Iterator[str]:
+    return (text.decode() for text in pieces.values())

@@ -1,0 +1,225 @@
+"""Tests of exporter.ready: what is ready is what is shown, for as long as it is asked for."""
+
+import gzip
+import threading
+import zlib
+from collections import deque
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.config import Limits
+from exporter.exposition import Exposition, Format, Snapshot
+from exporter.poller import CampaignState
+from exporter.system.threads import NoThreadError
+from exporter.web.body_cache import REMEMBERED, Encoding, Part, Ready, pause_after
+from tests.support.servers import eventually
+from tests.support.system import no_new_threads
+from tests.test_exposition import LIMITS, STATE, STATES
+
+ENCODINGS = [Encoding(form, gzip) for form in Format for gzip in (False, True)]
+PLAIN, GZIP, OPENMETRICS, OPENMETRICS_GZIP = ENCODINGS
+
+
+class World:
+    """What is shown, what is ready of it, and the time."""
+
+    def __init__(self, *states: CampaignState) -> None:
+        self.now = 0.0
+        self.exposition = Exposition(LIMITS)
+        self.ready = Ready(self.exposition, monotonic=lambda: self.now, fatal=lambda error: pytest.fail(repr(error)))
+        for state in states:
+            self.exposition.publish(state)
+
+    def shown(self, encoding: Encoding) -> bytes:
+        """Return what is shown now, joined anew."""
+        return b"".join(self.exposition.snapshot().pieces(encoding.form))
+
+
+def decoded(part: Part, rest: bytes = b"") -> bytes:
+    """Return the whole answer, decompressed as by a client that reads one member of gzip and no more."""
+    body = b"".join((*part.pieces, part.end(rest)))
+
+    assert len(body) == part.length + len(part.end(rest))
+    if part.checksum is None:
+        return body
+    member = zlib.decompressobj(wbits=31)
+    text = member.decompress(body)
+    assert (member.eof, member.unused_data) == (True, b"")
+    assert gzip.decompress(body) == text
+    return text
+
+
+@given(st.lists(STATES, max_size=3, unique_by=lambda state: state.key), st.binary(), st.sampled_from(ENCODINGS))
+def test_an_answer_is_what_is_ready_and_the_rest(states: list[CampaignState], rest: bytes, encoding: Encoding) -> None:
+    """In each encoding an answer is what is shown and, after it, the rest; a gzip answer is one member."""
+    world = World(*states)
+
+    assert decoded(world.ready.make(encoding), rest) == world.shown(encoding) + rest
+
+
+def test_one_part_has_many_ends() -> None:
+    """Every scrape ends a part with what is its own."""
+    part = World(STATE).ready.make(GZIP)
+
+    assert decoded(part, b"one\n").endswith(b"one\n")
+    assert decoded(part, b"another\n" * 10_000).endswith(b"\nanother\n")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_what_was_made_is_there(encoding: Encoding) -> None:
+    """What was made for one scrape is sent to the next; before that there is nothing."""
+    world = World(STATE)
+    before = world.ready.part(encoding)
+    made = world.ready.make(encoding)
+
+    assert before is None
+    assert world.ready.part(encoding) is made
+
+
+def test_a_round_makes_what_has_changed() -> None:
+    """A round makes a part anew when something has changed, and else leaves it alone."""
+    world = World(STATE)
+    world.ready.part(GZIP)
+    made = world.ready.make(GZIP)
+    world.ready.refresh()
+    unchanged = world.ready.part(GZIP)
+    world.exposition.publish(replace(STATE, polls=2))
+    world.ready.refresh()
+    changed = world.ready.part(GZIP)
+
+    assert unchanged is made
+    assert changed is not None
+    assert changed is not made
+    assert decoded(changed) == world.shown(GZIP)
+
+
+def test_numbers_never_go_back() -> None:
+    """A round that took its snapshot before a scrape made a newer part does not put the older one in its place."""
+    world = World(STATE)
+    world.ready.part(GZIP)
+    take = world.exposition.snapshot
+
+    def slowly() -> Snapshot:
+        world.exposition.snapshot = take  # type: ignore[method-assign]
+        snapshot = take()
+        world.exposition.publish(replace(STATE, polls=2))
+        world.ready.make(GZIP)
+        return snapshot
+
+    world.exposition.snapshot = slowly  # type: ignore[method-assign]
+    world.ready.refresh()
+    part = world.ready.part(GZIP)
+
+    assert part is not None
+    assert decoded(part) == world.shown(GZIP)
+
+
+class Meddled(int):
+    """The version of a part; at its first comparison another thread has a moment to put its part in."""
+
+    meddler: threading.Thread | None = None
+
+    def __le__(self, other: int) -> bool:
+        """Compare, and let the other thread run first: to its end, unless something holds it up."""
+        meddler, self.meddler = self.meddler, None
+        if meddler is not None:
+            meddler.start()
+            meddler.join(0.2)
+        return int(self) <= int(other)
+
+
+def test_no_other_thread_comes_in_between() -> None:
+    """A part that is put in its place by another thread, just when the ready one was found to be older, stays."""
+    world = World()
+    versions = [Meddled(number) for number in (1, 2, 3)]
+    world.exposition.snapshot = lambda: Snapshot(versions.pop(0), deque())  # type: ignore[method-assign]
+    versions[0].meddler = meddler = threading.Thread(target=world.ready.make, args=(PLAIN,))
+    for _ in range(2):
+        world.ready.make(PLAIN)
+    meddler.join()
+    part = world.ready.part(PLAIN)
+
+    assert part is not None
+    assert part.version == 3
+
+
+def test_a_thread_keeps_parts_ready_until_stopped() -> None:
+    """Once started, what changes is made ready without a scrape; after a stop nothing is."""
+    world = World(STATE)
+    world.ready.part(PLAIN)
+    world.ready.start()
+    eventually(lambda: world.ready.part(PLAIN), what="a part that nobody made by hand")
+    world.ready.stop()
+    eventually(lambda: "ready" not in {thread.name for thread in threading.enumerate()}, what="the end of the thread")
+
+
+def test_an_exception_of_the_thread_is_fatal() -> None:
+    """A thread that ends by an exception would leave old numbers behind, so it is told."""
+    crashes: list[BaseException] = []
+    world = World(STATE)
+    ready = Ready(world.exposition, monotonic=lambda: 1 // 0, fatal=crashes.append)
+    ready.start()
+    eventually(lambda: crashes, what="a crash")
+
+    assert [type(crash) for crash in crashes] == [ZeroDivisionError]
+
+
+def test_no_thread_at_the_start() -> None:
+    """A thread that cannot be started is an error at the start."""
+    with no_new_threads(), pytest.raises(NoThreadError, match="ready"):
+        World(STATE).ready.start()
+
+
+def test_only_what_is_asked_for() -> None:
+    """A round makes the encodings that were asked for within five minutes, and forgets all others."""
+    world = World(STATE)
+    for encoding in (GZIP, OPENMETRICS):
+        world.ready.part(encoding)
+        world.ready.make(encoding)
+    world.now = REMEMBERED
+    world.ready.part(GZIP)
+    world.now += 1
+    world.ready.refresh()
+
+    assert world.ready.part(GZIP) is not None
+    assert [world.ready.part(encoding) for encoding in (PLAIN, OPENMETRICS, OPENMETRICS_GZIP)] == [None] * 3
+
+
+def test_what_changes_meanwhile_waits_for_the_next_round() -> None:
+    """A poll in between makes no scrape wait: what is ready is sent."""
+    world = World(STATE)
+    made = world.ready.make(PLAIN)
+    world.exposition.publish(replace(STATE, polls=2))
+
+    assert world.ready.part(PLAIN) is made
+
+
+@pytest.mark.parametrize("change", ["withdraw", "settle", "limit"])
+def test_what_must_be_shown_is_not_late(change: str) -> None:
+    """What is gone, the end of the first round and other limits are seen by the very next scrape."""
+    world = World(STATE)
+    world.ready.make(PLAIN)
+    state = replace(STATE, polls=2)
+    world.exposition.publish(state)
+    match change:
+        case "withdraw":
+            world.exposition.withdraw(STATE.key)
+        case "settle":
+            world.exposition.settle([state])
+        case _:
+            world.exposition.limit(Limits(series=1, series_per_campaign=1), [state])
+
+    assert world.ready.part(PLAIN) is None
+    assert decoded(world.ready.make(PLAIN)) == world.shown(PLAIN)
+
+
+@given(st.floats(0, 1e6))
+def test_a_twentieth_of_a_core(cpu: float) -> None:
+    """Rounds are a second apart, and further where they would take more than a twentieth of a core."""
+    pause = pause_after(cpu)
+
+    assert pause >= 1
+    assert cpu <= 0.05 * (cpu + pause)
