@@ -1,4 +1,4 @@
-"""Tests of exporter.signals: a thread receives what is blocked, each SIGHUP as an item and the first end only."""
+"""Tests of exporter.system.signals: a thread receives what is blocked, each SIGHUP as an item and the first end only."""
 
 import signal
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.servers import PATIENCE, ROOT
+from tests.support.servers import PATIENCE, ROOT
 
 pytestmark = pytest.mark.server
 
@@ -16,7 +16,7 @@ numbers = {signal.SIGHUP, signal.SIGTERM, signal.SIGINT}
 signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 for number in map(int, sys.argv[1].split(",")[:1]):
     os.kill(os.getpid(), number)  # before anybody receives
-from exporter.signals import Signals
+from exporter.system.signals import Signals
 ended = threading.Event()
 signals = Signals(numbers, lambda: print("stop of the start"))
 signals.on_stop = lambda: (print("stop"), ended.set())
