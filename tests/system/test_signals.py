@@ -1,4 +1,4 @@
-"""Tests of exporter.system.signals: a thread receives what is blocked, each SIGHUP as an item and the first end only."""
+"""Tests of exporter.system.signals: a thread receives what is blocked: each SIGHUP as an item, and the first end."""
 
 import signal
 import subprocess
