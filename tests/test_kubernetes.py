@@ -219,7 +219,7 @@ def test_configurations_and_flags_are_valid(built: Built, tmp_path: Path) -> Non
     key = tmp_path / "keys/main"
     key.parent.mkdir()
     key.write_text(KEY, encoding="utf-8")
-    (tmp_path / "web.yml").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "web.yml").write_text("http_server_config: {headers: {X-Frame-Options: deny}}\n", encoding="utf-8")
     commands = set()
     for found in built.values():
         configuration = text(objects.config_map(found), "data", "config.yaml")

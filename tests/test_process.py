@@ -46,7 +46,9 @@ def starting(command: Sequence[str | Path], log: Path, *, process_1: bool = Fals
 
 
 def waits(pid: int) -> bool:
-    """Tell whether a process lets SIGTERM wait, as the first statement of the command does."""
+    """Tell whether a command lets SIGTERM wait, as its first statement does; what starts a process 1 does so, too."""
+    if Path(f"/proc/{pid}/exe").readlink().name == PROCESS_1[0]:
+        return False
     blocked = re.search(r"^SigBlk:\t(\w+)$", Path(f"/proc/{pid}/status").read_text(encoding="ascii"), re.MULTILINE)
     return blocked is not None and bool(int(blocked[1], 16) & 1 << (signal.SIGTERM - 1))
 

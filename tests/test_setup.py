@@ -177,7 +177,7 @@ def test_missing_programs_are_told_and_fatal_on_ci(checkout: Path, ci: str, stat
     """Without the programs from outside their tests are skipped and the run ends by saying so; on CI they fail."""
     tests = checkout / "tests"
     tests.mkdir()
-    for module in ("conftest.py", "servers.py"):
+    for module in ("conftest.py", "servers.py", "system.py"):
         shutil.copy(ROOT / "tests" / module, tests)
     (tests / "test_programs.py").write_text(
         "def test_rules(promtool): pass\ndef test_scrape(prometheus): pass\n", encoding="utf-8"

@@ -352,6 +352,32 @@ def test_the_limit_is_exact(limit: int, kept: int, dropped: int) -> None:
     assert parsed.dropped == dropped
 
 
+def test_no_row_is_begun_after_one_without_room() -> None:
+    """A later row of a variation that was dropped would be a part of its sum, so it is dropped, however small it is."""
+    rows: list[dict[str, object]] = [
+        {"variation_name": "A", "sent": 1},
+        {"variation_name": "B", "sent": 1, "opens": 1, "clicks": 1},
+        {"variation_name": "B", "bounces": 1},
+    ]
+    parsed = parse_data_series(answer(email=rows), samples=4)
+
+    assert names(parsed) == ["A"]
+    assert parsed.dropped == 4
+
+
+def test_a_row_that_grew_too_large_gives_its_room_back() -> None:
+    """What a dropped row had taken is free for the previous day."""
+    grown = [{"variation_name": "A", **dict.fromkeys(some, 1)} for some in ("abcde", "fghi")]
+    entries = [
+        {"time": "2026-03-04", "messages": {"email": grown}},
+        {"time": "2026-03-03", "messages": {"email": [{"variation_name": "B", **dict.fromkeys("abcdef", 1)}]}},
+    ]
+    parsed = parse_data_series({"data": entries}, samples=8)
+
+    assert parsed.previous is not None
+    assert [variation.name for variation in parsed.previous.variations] == ["B"]
+
+
 def test_rows_without_numbers_have_a_limit_too() -> None:
     """A row without a number takes a place, as it takes memory."""
     parsed = parse_data_series(answer(email=[{"variation_name": f"{number}"} for number in range(99)]), samples=10)

@@ -20,7 +20,7 @@ HOSTILE = (
     "V" * 119,
     "\u202e right to left \u2067 and never back",
     "two\nlines \r and \t more",
-    "W" * 1024,
+    "W" * 1000,
     "{title} %s &amp; &#60; ]]>",
 )
 PHONE, DESKTOP = 360, 1280
@@ -114,7 +114,7 @@ def test_sorting_with_the_mouse(browser: Browser, exporter: Exporter, width: int
         assert sorted_by(page) == ["Campaign descending"]
         assert names(page) == ascending[::-1]
         plain = [name for name in ascending if re.fullmatch("[A-Za-z0-9 ]+", name)]
-        assert plain == ["Bye", "Cart 2", "Cart 10", "two lines and more", "V" * 119, "Welcome", "W" * 1024]
+        assert plain == ["Bye", "Cart 2", "Cart 10", "two lines and more", "V" * 119, "Welcome", "W" * 1000]
         assert page.troubles() == []
 
 

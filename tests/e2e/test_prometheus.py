@@ -139,8 +139,8 @@ def test_hostile_names_arrive(exporter: Exporter, prometheus: Start) -> None:
 
 
 def shortened(name: str) -> str:
-    """Return a name as a label has it: 1,024 characters at most."""
-    return name if len(name) <= 1024 else f"{name[:1023]}…"
+    """Return a name as a label has it: at most 1,000 bytes, of which the ellipsis takes three."""
+    return name if len(name.encode()) <= 1000 else f"{name.encode()[:997].decode(errors='ignore')}…"
 
 
 def scraping(url: str) -> str:
