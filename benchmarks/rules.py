@@ -29,7 +29,7 @@ from zoneinfo import ZoneInfo
 import requests
 import yaml
 
-from exporter.braze.client import ApiStatistics
+from exporter.braze.counters import ApiStatistics
 from exporter.exposition import render
 from exporter.metrics import day_rows, day_timestamp, exporter_rows, status_rows, workspace_rows
 from exporter.poller import CampaignState, WorkspaceState

@@ -8,7 +8,8 @@ from datetime import UTC, datetime, time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from exporter.braze.client import DURATION_BUCKETS, Reason
+from exporter.braze.counters import DURATION_BUCKETS
+from exporter.braze.errors import Reason
 from exporter.catalogue import CAMPAIGN_STATISTICS, CONVERSIONS, MESSAGE_STATISTICS, REVENUE, conversion
 from exporter.shards import WHOLE
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import date
     from zoneinfo import ZoneInfo
 
-    from exporter.braze.client import ApiStatistics
+    from exporter.braze.counters import ApiStatistics
     from exporter.braze.data_series import Day, Variation
     from exporter.poller import CampaignState, WorkspaceState
     from exporter.shards import Shard

@@ -19,9 +19,11 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
-from exporter.braze.client import LONGEST_WAIT, UNEXPECTED, BrazeError, Client, Permit, Reason, log_traceback
+from exporter.braze.client import Client
 from exporter.braze.data_series import clean
 from exporter.braze.decoding import Lanes
+from exporter.braze.errors import UNEXPECTED, BrazeError, Reason, log_traceback
+from exporter.braze.rate_limiter import LONGEST_WAIT, Permit
 from exporter.schedule import Schedule
 from exporter.system import threads
 from exporter.system.threads import NoThreadError
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from zoneinfo import ZoneInfo
 
-    from exporter.braze.client import ApiStatistics, Received
+    from exporter.braze.client import Received
+    from exporter.braze.counters import ApiStatistics
     from exporter.braze.data_series import DataSeries, Day
     from exporter.config import Campaign, Config, Limits, Poll, Workspace
     from exporter.reload import Changes
@@ -465,7 +468,7 @@ class _WorkspacePoller:
 
     @property
     def closed(self) -> Reason | None:
-        return self.client.data_series_pool.closed
+        return self.client.data_series_limiter.paused
 
     def state(self) -> WorkspaceState:
         recent = self._clock.monotonic() - self._succeeded_at <= _INTERVALS_UP * self._poll.interval
@@ -554,7 +557,7 @@ class _WorkspacePoller:
         with self._in_line, self._changed:
             while not self._stopped and self._threads <= self._poll.concurrency:
                 wait = self._schedule.next_due() - (now := self._clock.monotonic())
-                permit = self.client.data_series_pool.take(now) if wait <= 0 else wait
+                permit = self.client.data_series_limiter.acquire(now) if wait <= 0 else wait
                 if isinstance(permit, Permit):
                     self._idle -= 1
                     self._let_one_wait()

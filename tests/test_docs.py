@@ -11,7 +11,7 @@ import pytest
 
 from exporter import config
 from exporter.advice import ADVICE
-from exporter.braze.client import Reason
+from exporter.braze.errors import Reason
 from exporter.metrics import FAMILIES, LATEST, PREVIOUS, Family
 from tests.support.servers import ROOT
 

@@ -21,8 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample as ReferenceSample
 
-from exporter.braze.client import ApiStatistics, Reason
+from exporter.braze.counters import ApiStatistics
 from exporter.braze.data_series import Day, PayloadError, Variation, clean, parse_data_series
+from exporter.braze.errors import Reason
 from exporter.config import Limits
 from exporter.exposition import Exposition, Format, value_text, written, written_metrics
 from exporter.metrics import DAYS, FAMILIES, Row, day_rows, exporter_rows, status_rows, workspace_rows

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.braze.client import ApiStatistics, Reason
+from exporter.braze.counters import ApiStatistics
 from exporter.braze.data_series import Day, Variation
+from exporter.braze.errors import Reason
 from exporter.catalogue import MESSAGE_STATISTICS
 from exporter.metrics import (
     DAY_FAMILIES,

@@ -20,7 +20,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from exporter import config
-from exporter.braze.client import Reason
+from exporter.braze.errors import Reason
 from exporter.config import Config
 from exporter.exposition import Exposition, Format
 from exporter.poller import CampaignState, Clock, Poller, system_clock

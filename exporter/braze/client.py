@@ -1,28 +1,21 @@
-"""Braze's REST API: what is asked, how fast, and what its answers and refusals mean.
-
-BrazeError          a request failed; `reason` says how, one of Reason
-└── RateLimited     429; `wait` is how long Braze asks to wait, where it says so
-"""
+"""Client of Braze's REST API: one workspace's requests, their retries, and the errors that responses mean."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import re
 import threading
-import traceback
-from bisect import bisect_left
-from dataclasses import dataclass, field, replace
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-from enum import StrEnum
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from exporter import __version__
+from exporter.braze.counters import Counters
 from exporter.braze.data_series import PayloadError, parse_data_series
 from exporter.braze.decoding import DecodingError, Lanes, TooManyValues, Turn, decoded
+from exporter.braze.errors import UNEXPECTED, BrazeError, RateLimited, Reason, log_traceback
+from exporter.braze.rate_limiter import LONGEST_PAUSE, LONGEST_WAIT, Permit, RateLimiter, back_off, requested_wait
 from exporter.braze.transport import NotConnected, NotDecoded, NotTrusted, TimedOut, TooLarge, Transport, TransportError
 from exporter.config import MOST_CONCURRENCY, ConfigError, read_api_key
 
@@ -30,218 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from random import Random
 
+    from exporter.braze.counters import ApiStatistics
     from exporter.braze.data_series import DataSeries
     from exporter.braze.transport import Reply
     from exporter.config import Workspace
 
 logger = logging.getLogger(__name__)
 
-DURATION_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""Upper bounds in seconds; Braze answers in 0.2 to 0.5 as a rule."""
-
-LONGEST_PAUSE = 300.0
-"""Seconds; whatever Braze names, after so long one request finds out."""
-
-LONGEST_WAIT = 5.0
-"""Seconds after which whoever waits looks at the clock again: waits do not count the time that the machine sleeps."""
-
-UNEXPECTED = "the response cannot be read or shown, see the traceback"
-
-_TRIES = 3
-_FRAMES = 20
-_FIRST_BACK_OFF = 1.0
-_CATCH_UP = 0.02  # seconds of pacing that a late wake-up may make good, so that rates of 1,000/s are reached
+_ATTEMPTS = 3
 _MESSAGE_LENGTH = 200
-_LARGEST_HEADER = 2.0**53
-_DIGITS = re.compile(r"\d+(\.\d+)?", re.ASCII)
-
-
-class Reason(StrEnum):
-    """Why a request or a poll failed: the closed list of the label `reason`."""
-
-    TIMEOUT = "timeout"
-    CONNECTION = "connection"
-    TLS = "tls"
-    UNAUTHORIZED = "unauthorized"
-    FORBIDDEN = "forbidden"
-    BAD_REQUEST = "bad_request"
-    NOT_FOUND = "not_found"
-    RATE_LIMITED = "rate_limited"
-    SERVER_ERROR = "server_error"
-    REDIRECT = "redirect"
-    TOO_LARGE = "too_large"
-    BAD_PAYLOAD = "bad_payload"
-
-
-class BrazeError(Exception):
-    """A request that brought nothing usable; the text is safe to log."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
-class RateLimited(BrazeError):
-    """Braze refuses requests for a while; `wait` in seconds, None where it does not say how long."""
-
-    def __init__(self, detail: str, wait: float | None) -> None:
-        super().__init__(Reason.RATE_LIMITED, detail)
-        self.wait = wait
-
-
-@dataclass(slots=True)
-class ApiStatistics:
-    """What happened on one of Braze's endpoints so far; `durations` counts by bucket, not cumulated."""
-
-    requests: int = 0
-    failures: dict[Reason, int] = field(default_factory=lambda: dict.fromkeys(Reason, 0))
-    durations: list[int] = field(default_factory=lambda: [0] * (len(DURATION_BUCKETS) + 1))
-    duration_sum: float = 0.0
-    rate_limit: float | None = None
-    rate_limit_remaining: float | None = None
-    rate_limit_reset: float | None = None
-
-    def observe(self, seconds: float) -> None:
-        """Count one request that took so long."""
-        self.requests += 1
-        self.durations[bisect_left(DURATION_BUCKETS, seconds)] += 1
-        self.duration_sum += seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Permit:
-    """Leave to send one request; a probe's outcome decides whether the pool opens again."""
-
-    probe: bool = False
-
-
-class Pool:
-    """Leave to ask endpoints that share one of Braze's rate limits: paced, closed after a refusal, opened by one probe.
-
-    It knows no clock: times are seconds of a monotonic clock and arguments. Any number of threads may use it.
-    """
-
-    def __init__(self, *, requests_per_minute: float, unauthorized_pause: float, random: Random) -> None:
-        self._random = random
-        self._lock = threading.Lock()  # a permit is given once
-        self._taken = -math.inf
-        self.change(requests_per_minute=requests_per_minute, unauthorized_pause=unauthorized_pause)
-        self._closed: Reason | None = None
-        self._closed_until = -math.inf
-        self._refusals = 0
-        self._probing = False
-
-    @property
-    def closed(self) -> Reason | None:
-        """Why nothing but a probe may be asked, or None."""
-        return self._closed
-
-    def change(self, *, requests_per_minute: float, unauthorized_pause: float) -> None:
-        """Let another pace hold, from the last request on, and another pause, from the next refusal on."""
-        with self._lock:
-            self._spacing = 60.0 / requests_per_minute
-            self._unauthorized_pause = unauthorized_pause
-
-    def probe_now(self) -> bool:
-        """Let a pool that a 401 closed send its next probe at once; return whether it is such a one."""
-        with self._lock:
-            unauthorized = self._closed is Reason.UNAUTHORIZED
-            if unauthorized:
-                self._closed_until = -math.inf
-            return unauthorized
-
-    def take(self, now: float) -> Permit | float:
-        """Return leave to send a request now, or the seconds until it is worth asking again."""
-        with self._lock:
-            if self._probing:
-                return math.inf
-            following = self._taken + self._spacing
-            wait = max(following, self._closed_until if self._closed else -math.inf) - now
-            if wait > 0:
-                return min(wait, LONGEST_PAUSE)  # the sum and difference of floats may be a bit longer
-            self._taken = max(following, now - _CATCH_UP)
-            self._probing = self._closed is not None
-            return Permit(probe=self._probing)
-
-    def closed_for(self, now: float) -> float:
-        """Return the seconds until a closed pool sends its next probe."""
-        return min(max(0.0, self._closed_until - now), LONGEST_PAUSE)
-
-    def succeeded(self, permit: Permit) -> bool:
-        """Take note of an answer; return whether it opened the pool."""
-        with self._lock:
-            if not permit.probe:
-                return False
-            self._probing = False
-            self._closed = None
-            self._closed_until = -math.inf
-            self._refusals = 0
-            return True
-
-    def failed(self, permit: Permit, error: BrazeError, now: float) -> bool:
-        """Take note of a failure; return whether it opened the pool, or closed it for another reason than before.
-
-        401 and 429 close it. A probe that gets neither of them, but no answer of Braze's API either, decides nothing:
-        another follows. Other refusals show that the API is open again.
-        """
-        refused = error.reason in {Reason.UNAUTHORIZED, Reason.RATE_LIMITED}
-        if not refused and (not permit.probe or error.reason in _ANSWERED):
-            return self.succeeded(permit)
-        with self._lock:
-            before = self._closed
-            if permit.probe:
-                self._probing = False
-            if permit.probe or before is None:
-                self._refusals += 1
-            if refused:
-                self._closed = error.reason
-            self._closed_until = max(self._closed_until, now + self._pause(error))
-            return self._closed is not before
-
-    def _pause(self, error: BrazeError) -> float:
-        if self._closed is Reason.UNAUTHORIZED:
-            return self._unauthorized_pause
-        named = error.wait if isinstance(error, RateLimited) else None
-        back_off = _back_off(self._refusals, self._random)
-        if named is None:
-            return back_off
-        # The first refusal is believed, even if it says "now"; after the second, "now" would keep a storm alive.
-        return min(LONGEST_PAUSE, named if self._refusals <= 1 else max(named, back_off))
-
-
-_ANSWERED = {Reason.FORBIDDEN, Reason.BAD_REQUEST, Reason.NOT_FOUND, Reason.TOO_LARGE, Reason.BAD_PAYLOAD}
-"""Failures in which Braze's API itself took the key and the request, and that a pause would not mend."""
-
-
-class Counters:
-    """What happened on each of a workspace's endpoints so far. Any number of threads may count."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # adding is reading and writing
-        self._apis = {"data_series": ApiStatistics()}
-
-    def observe(self, api: str, seconds: float) -> None:
-        """Count a request that took so long."""
-        with self._lock:
-            self._apis[api].observe(seconds)
-
-    def count_failure(self, api: str, reason: Reason) -> None:
-        """Count a request that brought nothing usable."""
-        with self._lock:
-            self._apis[api].failures[reason] += 1
-
-    def read_rate_headers(self, api: str, headers: Mapping[str, str]) -> None:
-        """Keep what an answer says of the rate limit."""
-        with self._lock:
-            _read_rate_headers(self._apis[api], headers)
-
-    def copy(self) -> dict[str, ApiStatistics]:
-        """Return what was counted until now."""
-        with self._lock:
-            return {
-                api: replace(own, failures=dict(own.failures), durations=list(own.durations))
-                for api, own in self._apis.items()
-            }
 
 
 @dataclass(slots=True)
@@ -276,9 +66,9 @@ class Client:
         read_key: Callable[[Workspace, Mapping[str, str]], str] = read_api_key,
     ) -> None:
         self.workspace = workspace
-        self.counters = counters or Counters()
+        self.counters = counters or Counters(["data_series"])
         self._total_shards = total_shards
-        self.data_series_pool = Pool(
+        self.data_series_limiter = RateLimiter(
             requests_per_minute=workspace.requests_per_minute / total_shards,
             unauthorized_pause=min(interval, LONGEST_PAUSE),
             random=random,
@@ -328,11 +118,11 @@ class Client:
             before = self._keys[-1]
         self._read_key(workspace)
         replaced = self._keys[-1] != before
-        self.data_series_pool.change(
+        self.data_series_limiter.change(
             requests_per_minute=workspace.requests_per_minute / self._total_shards,
             unauthorized_pause=min(interval, LONGEST_PAUSE),
         )
-        return replaced and self.data_series_pool.probe_now()
+        return replaced and self.data_series_limiter.probe_now()
 
     def data_series(self, campaign_id: str, *, days: int, permit: Permit, timeout: float) -> Received:
         """Request a campaign's last days; return the response, which is to be read.
@@ -342,7 +132,7 @@ class Client:
 
         """
         target = f"/campaigns/data_series?campaign_id={campaign_id}&length={days}"
-        body, turn = self._ask("data_series", self.data_series_pool, target, permit, timeout)
+        body, turn = self._ask("data_series", self.data_series_limiter, target, permit, timeout)
         return Received(campaign_id, body, turn)
 
     def read(self, received: Received, *, samples: int) -> DataSeries:
@@ -380,24 +170,24 @@ class Client:
         self._stopped.set()
         self._transport.close()
 
-    def _ask(self, api: str, pool: Pool, target: str, permit: Permit, timeout: float) -> tuple[bytes, Turn]:
-        """Make up to three tries of one request, each with leave of the pool."""
+    def _ask(self, api: str, limiter: RateLimiter, target: str, permit: Permit, timeout: float) -> tuple[bytes, Turn]:
+        """Make up to three tries of one request, each with leave of the limiter."""
         deadline = self._monotonic() + timeout
-        for tries in range(1, _TRIES + 1):
+        for tries in range(1, _ATTEMPTS + 1):
             try:
                 answer = self._try(api, target, permit, deadline)
             except BrazeError as error:
-                if pool.failed(permit, error, self._monotonic()):
-                    self._tell(pool)
-                if tries == _TRIES or error.reason not in _RETRIED:
+                if limiter.record_failure(permit, error, self._monotonic()):
+                    self._tell(limiter)
+                if tries == _ATTEMPTS or error.reason not in _RETRIED:
                     raise
-                again = self._retry_permit(pool, deadline, _back_off(tries, self._random) / 2)
+                again = self._retry_permit(limiter, deadline, back_off(tries, self._random) / 2)
                 if again is None:
                     raise
                 permit = again
             else:
-                if pool.succeeded(permit):
-                    self._tell(pool)
+                if limiter.record_success(permit):
+                    self._tell(limiter)
                 return answer
         raise AssertionError("the last try returns or raises")
 
@@ -426,26 +216,26 @@ class Client:
         self.counters.read_rate_headers(api, reply.headers)
         return reply
 
-    def _tell(self, pool: Pool) -> None:
-        """Log that the pool has closed or opened."""
+    def _tell(self, limiter: RateLimiter) -> None:
+        """Log that the limiter has closed or opened."""
         where = {"workspace": self.workspace.name}
-        if (reason := pool.closed) is None:
+        if (reason := limiter.paused) is None:
             logger.info("Braze answers again", extra=where)
         else:
             logger.log(
                 logging.ERROR if reason is Reason.UNAUTHORIZED else logging.WARNING,
-                _CLOSED_MESSAGES[reason],
-                extra={**where, "next_request_in": f"{pool.closed_for(self._monotonic()):.1f}s"},
+                _PAUSED_MESSAGES[reason],
+                extra={**where, "next_request_in": f"{limiter.paused_for(self._monotonic()):.1f}s"},
             )
 
-    def _retry_permit(self, pool: Pool, deadline: float, back_off: float) -> Permit | None:
-        """Wait for the back-off and the pace; return None where a retry does not fit in or the pool closes."""
+    def _retry_permit(self, limiter: RateLimiter, deadline: float, back_off: float) -> Permit | None:
+        """Wait for the back-off and the pace; return None where a retry does not fit in or the limiter closes."""
         wait = back_off
-        while not pool.closed and self._monotonic() + wait < deadline and not self._stopped.wait(wait):
+        while not limiter.paused and self._monotonic() + wait < deadline and not self._stopped.wait(wait):
             now = self._monotonic()
             if now >= deadline:  # woken late, or the machine slept
                 return None
-            taken = pool.take(now)
+            taken = limiter.acquire(now)
             if isinstance(taken, Permit):
                 return taken
             wait = min(taken, LONGEST_WAIT) if now + taken < deadline else math.inf
@@ -501,7 +291,7 @@ _TRANSPORT_REASONS = {
     TooLarge: Reason.TOO_LARGE,
 }
 
-_CLOSED_MESSAGES = {
+_PAUSED_MESSAGES = {
     Reason.UNAUTHORIZED: "Braze refuses the API key: it is invalid, or belongs to another instance than the endpoint",
     Reason.RATE_LIMITED: "Braze's rate limit is reached, the workspace pauses",
 }
@@ -519,18 +309,13 @@ _CLASS_REASONS = {3: Reason.REDIRECT, 4: Reason.BAD_REQUEST, 5: Reason.SERVER_ER
 """By the hundreds of the status, for those that have no reason of their own."""
 
 
-def _back_off(times: int, random: Random) -> float:
-    """Return seconds that double with each time in a row, with jitter, up to the longest pause."""
-    return float(min(LONGEST_PAUSE, _FIRST_BACK_OFF * 2.0 ** min(times - 1, 16)) * random.uniform(0.5, 1.0))
-
-
 def _body(reply: Reply, keys: Sequence[str], now: float) -> bytes:
     """Return the body of a success; raise what any other status means, whatever its body is."""
     status = reply.status
     if status == HTTPStatus.OK:
         return reply.body
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        raise RateLimited("Braze answered 429: too many requests", named_wait(reply.headers, now))
+        raise RateLimited("Braze answered 429: too many requests", requested_wait(reply.headers, now))
     detail = f"Braze answered {status}"
     if status in {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}:
         detail += _message(reply.body, keys)
@@ -555,60 +340,3 @@ def _holds_part_of(key: str, text: str) -> bool:
     """Tell whether any eight characters of the key in a row stand in the text, in any case."""
     key, text, length = key.lower(), text.lower(), min(8, len(key))
     return any(key[start : start + length] in text for start in range(len(key) - length + 1))
-
-
-def named_wait(headers: Mapping[str, str], now: float) -> float | None:
-    """Return how many seconds a 429 asks to wait, at most the longest pause: Retry-After, else X-RateLimit-Reset.
-
-    A time is compared with the response's own `Date`, or with our clock, the Unix time `now`, where it has none; one in
-    the past means at once. None where neither header says anything.
-    """
-    date = _http_date(headers.get("Date"))
-    here = now if date is None else date
-    retry_after = headers.get("Retry-After")
-    wait = _number(retry_after)
-    if wait is None and (until := _http_date(retry_after)) is not None:
-        wait = until - here
-    if wait is None and (reset := _number(headers.get("X-RateLimit-Reset"))) is not None:
-        wait = reset - here
-    return None if wait is None else min(max(0.0, wait), LONGEST_PAUSE)
-
-
-def _read_rate_headers(statistics: ApiStatistics, headers: Mapping[str, str]) -> None:
-    """Keep what the headers say of the rate limit; one that is empty or absurd leaves the value before."""
-
-    def read(name: str, before: float | None) -> float | None:
-        number = _number(headers.get(name))
-        return before if number is None or number > _LARGEST_HEADER else number
-
-    statistics.rate_limit = read("X-RateLimit-Limit", statistics.rate_limit)
-    statistics.rate_limit_remaining = read("X-RateLimit-Remaining", statistics.rate_limit_remaining)
-    statistics.rate_limit_reset = read("X-RateLimit-Reset", statistics.rate_limit_reset)
-
-
-def _number(text: str | None) -> float | None:
-    """Return a header's number, None where it is absent, empty or anything else than digits."""
-    return float(text) if text and _DIGITS.fullmatch(text.strip()) else None
-
-
-def _http_date(text: str | None) -> float | None:
-    """Return the Unix time of a header's date, which is in UTC even where it names no zone; None for any other text."""
-    try:
-        date = parsedate_to_datetime(text or "")
-        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-    except Exception:  # noqa: BLE001 - the parser raises what comes along for texts that are no dates
-        return None
-
-
-def log_traceback(campaign: tuple[str, str], error: Exception) -> None:
-    """Log where an unexpected exception was raised, without its text, which may hold parts of the response."""
-    places = "".join(traceback.format_tb(error.__traceback__, -_FRAMES))
-    logger.error(
-        "a response cannot be read or shown",
-        extra={
-            "workspace": campaign[0],
-            "campaign_id": campaign[1],
-            "error": type(error).__name__,
-            "traceback": places,
-        },
-    )

@@ -18,8 +18,10 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from exporter.advice import ADVICE
-from exporter.braze.client import BrazeError, Client, Permit, Reason
+from exporter.braze.client import Client
 from exporter.braze.data_series import EXAMPLES, SAMPLES
+from exporter.braze.errors import BrazeError, Reason
+from exporter.braze.rate_limiter import Permit
 from exporter.config import INSTANCES
 from exporter.poller import Failure
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import date
 
-    from exporter.braze.client import ApiStatistics
+    from exporter.braze.counters import ApiStatistics
     from exporter.braze.data_series import DataSeries
     from exporter.config import Campaign, Config, Poll, Workspace
     from exporter.poller import Clock
@@ -189,9 +191,9 @@ class _Asking:
 
     def _permit(self) -> Permit | None:
         """Wait for leave to ask; None where there is no use in asking."""
-        pool = self._client.data_series_pool
-        while not (pool.closed or self._in_a_row >= _GIVE_UP or self._stopped.is_set()):
-            permit = pool.take(self._clock.monotonic())
+        limiter = self._client.data_series_limiter
+        while not (limiter.paused or self._in_a_row >= _GIVE_UP or self._stopped.is_set()):
+            permit = limiter.acquire(self._clock.monotonic())
             if isinstance(permit, Permit):
                 return permit
             self._stopped.wait(min(permit, _LOOK))

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.braze.client import Reason
+from exporter.braze.errors import Reason
 from exporter.commands.progress import Progress
 from exporter.exposition import Exposition, Format, written
 from exporter.metrics import workspace_rows

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from exporter import __version__
 from exporter.advice import ADVICE
-from exporter.braze.client import Reason
+from exporter.braze.errors import Reason
 from exporter.config import duration_text
 
 if TYPE_CHECKING:

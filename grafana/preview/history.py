@@ -6,7 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from exporter.braze.client import ApiStatistics, Reason
+from exporter.braze.counters import ApiStatistics
+from exporter.braze.errors import Reason
 from exporter.exposition import render
 from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
 from exporter.poller import CampaignState, WorkspaceState

@@ -14,8 +14,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from exporter.braze.client import ApiStatistics, Reason
+from exporter.braze.counters import ApiStatistics
 from exporter.braze.data_series import DataSeries, Day, Variation
+from exporter.braze.errors import Reason
 from exporter.commands.check import Checked, Outcome, as_json, findings, lines, works
 from exporter.config import INSTANCES, Campaign, Workspace
 from exporter.poller import Failure

@@ -9,8 +9,9 @@ from zoneinfo import ZoneInfo
 
 import yaml
 
-from exporter.braze.client import ApiStatistics, Reason
+from exporter.braze.counters import ApiStatistics
 from exporter.braze.data_series import parse_data_series
+from exporter.braze.errors import Reason
 from exporter.exposition import render
 from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
 from exporter.poller import CampaignState, WorkspaceState

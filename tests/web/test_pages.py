@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter import __version__, config
-from exporter.braze.client import ApiStatistics, Reason
+from exporter.braze.counters import ApiStatistics
 from exporter.braze.data_series import Day
+from exporter.braze.errors import Reason
 from exporter.config import Campaign, Config, Workspace
 from exporter.poller import CampaignState, Failure, WorkspaceState
 from exporter.reload import Configuration
