@@ -24,10 +24,11 @@ from exporter.commands.progress import Progress
 from exporter.config import ConfigError
 from exporter.exposition import Exposition
 from exporter.flags import CAMPAIGNS, SIMULATED_KEY, flag_parser
-from exporter.poller import Poller, system_clock
+from exporter.poller import Poller
 from exporter.reload import Configuration, Reloads
 from exporter.shards import WHOLE, Shard
 from exporter.simulator.server import Simulator
+from exporter.state import system_clock
 from exporter.system import open_files, systemd
 from exporter.system.files import Watch, digests
 from exporter.system.open_files import TooFewOpenFilesError

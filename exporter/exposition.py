@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from exporter.config import Limits
     from exporter.metrics import Family, Labels, Row, Series
-    from exporter.poller import CampaignKey, CampaignState
+    from exporter.state import CampaignKey, CampaignState
 
 logger = logging.getLogger(__name__)
 

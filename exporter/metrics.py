@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from exporter.braze.counters import ApiStatistics
     from exporter.braze.data_series import Day, Variation
-    from exporter.poller import CampaignState, WorkspaceState
     from exporter.shards import Shard
+    from exporter.state import CampaignState, WorkspaceState
 
 MetricType = Literal["gauge", "counter", "info", "histogram"]
 Labels = tuple[tuple[str, str], ...]

@@ -11,11 +11,9 @@ import contextlib
 import logging
 import math
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,95 +23,25 @@ from exporter.braze.decoding import Lanes
 from exporter.braze.errors import UNEXPECTED, BrazeError, Reason, log_traceback
 from exporter.braze.rate_limiter import LONGEST_WAIT, Permit
 from exporter.schedule import Schedule
+from exporter.state import CampaignKey, CampaignState, Failure, WorkspaceState
 from exporter.system import threads
 from exporter.system.threads import NoThreadError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
-    from zoneinfo import ZoneInfo
 
     from exporter.braze.client import Received
-    from exporter.braze.counters import ApiStatistics
     from exporter.braze.data_series import DataSeries, Day
     from exporter.config import Campaign, Config, Limits, Poll, Workspace
     from exporter.reload import Changes
+    from exporter.state import Clock
     from exporter.system.threads import Start
 
 logger = logging.getLogger(__name__)
 
-CampaignKey = tuple[str, str]
-"""The name of a workspace and the id of a campaign in it."""
-
 _INTERVALS_UP = 2
 _SKIPPED_SHOWN = 3
 _SLACK = 2  # times the limit of samples that is kept of a campaign, so that those with a place are seldom cut
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """How a poll failed: a reason, and a sentence that is safe to show."""
-
-    reason: Reason
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class CampaignState:
-    """All that is known of a campaign; `up` is None before the first poll, `failure` is how the last one failed.
-
-    `dropped` is how many samples of the last response are not in `latest` and `previous`, as they were far too many.
-    """
-
-    workspace: str
-    timezone: ZoneInfo
-    campaign_id: str
-    campaign_name: str
-    interval: float
-    up: bool | None = None
-    last_success: float | None = None
-    failure: Failure | None = None
-    polls: int = 0
-    failures: Mapping[Reason, int] = field(default_factory=dict)
-    latest: Day | None = None
-    previous: Day | None = None
-    dropped: int = 0
-
-    @property
-    def key(self) -> CampaignKey:
-        """What tells the campaign from all others, whatever it is called."""
-        return (self.workspace, self.campaign_id)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkspaceState:
-    """What is known of a workspace now; `closed` is why it asks nothing but a probe.
-
-    `up` is None where it has no campaigns: they are all other shards', and nothing is asked.
-    """
-
-    workspace: str
-    timezone: str
-    campaigns: int
-    up: bool | None
-    closed: Reason | None
-    apis: Mapping[str, ApiStatistics]
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """Where the time comes from: Unix time, and one that only goes forward, also while the machine sleeps."""
-
-    wall: Callable[[], float]
-    monotonic: Callable[[], float]
-
-
-def system_clock() -> Clock:
-    """Return the machine's clock; where it has none that counts the time asleep, it stands still meanwhile."""
-    try:
-        time.clock_gettime(time.CLOCK_BOOTTIME)
-    except (AttributeError, OSError):
-        return Clock(time.time, time.monotonic)
-    return Clock(time.time, partial(time.clock_gettime, time.CLOCK_BOOTTIME))
 
 
 class Exposition(Protocol):
@@ -383,7 +311,7 @@ class Poller:
         """Be ready when the first round is over; never stop being so."""
         if self._ready:
             return
-        if all(not self._unpolled[workspace.name] or workspace.closed for workspace in self._workspaces.values()):
+        if all(not self._unpolled[workspace.name] or workspace.paused for workspace in self._workspaces.values()):
             self._exposition.settle(self.campaigns)
             self._ready = True
             logger.info("every campaign was polled", extra={"campaigns": len(self._states)})
@@ -467,7 +395,7 @@ class _WorkspacePoller:
         return self._workspace.name
 
     @property
-    def closed(self) -> Reason | None:
+    def paused(self) -> Reason | None:
         return self.client.data_series_limiter.paused
 
     def state(self) -> WorkspaceState:
@@ -477,8 +405,8 @@ class _WorkspacePoller:
             workspace=self.name,
             timezone=self._workspace.timezone.key,
             campaigns=campaigns,
-            up=recent and self.closed is not Reason.UNAUTHORIZED if campaigns else None,
-            closed=self.closed,
+            up=recent and self.paused is not Reason.UNAUTHORIZED if campaigns else None,
+            paused=self.paused,
             apis=self.client.statistics,
         )
 

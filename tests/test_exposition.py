@@ -27,7 +27,7 @@ from exporter.braze.errors import Reason
 from exporter.config import Limits
 from exporter.exposition import Exposition, Format, value_text, written, written_metrics
 from exporter.metrics import DAYS, FAMILIES, Row, day_rows, exporter_rows, status_rows, workspace_rows
-from exporter.poller import CampaignState, WorkspaceState
+from exporter.state import CampaignState, WorkspaceState
 from tests.support.strategies import ANSWERS
 
 TEXT = st.text() | st.text(alphabet='\\"\n,={} \r\0\x1f\x85ü🛒')
@@ -146,7 +146,7 @@ def test_own_metrics_equal_prometheus_client(form: Format, data: st.DataObject) 
     for seconds in data.draw(st.lists(st.floats(0, 100))):
         statistics.observe(seconds)
     workspace = WorkspaceState(
-        data.draw(LABEL_VALUES), data.draw(LABEL_VALUES), 3, up=True, closed=None, apis={"data_series": statistics}
+        data.draw(LABEL_VALUES), data.draw(LABEL_VALUES), 3, up=True, paused=None, apis={"data_series": statistics}
     )
     own = exporter_rows(version="1", python_version="3", reload_successful=True, reload_time=1.5e9, series=7)
     rows = [*workspace_rows(workspace), *own]

@@ -27,7 +27,7 @@ from exporter.metrics import (
     status_rows,
     workspace_rows,
 )
-from exporter.poller import CampaignState, WorkspaceState
+from exporter.state import CampaignState, WorkspaceState
 
 GOLDENS = Path(__file__).parent / "data" / "goldens"
 EVERY_STATISTIC = {
@@ -54,7 +54,7 @@ WORKSPACE = WorkspaceState(
     "UTC",
     1,
     up=True,
-    closed=None,
+    paused=None,
     apis={"data_series": ApiStatistics(1, rate_limit=1, rate_limit_remaining=1, rate_limit_reset=1)},
 )
 

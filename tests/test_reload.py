@@ -16,10 +16,11 @@ import pytest
 from exporter import config
 from exporter.config import Campaign, Config, ConfigError, Limits, Poll, Workspace
 from exporter.exposition import Exposition, Format
-from exporter.poller import CampaignState, Clock, Poller
+from exporter.poller import Poller
 from exporter.reload import Changes, Configuration, Reloads, Requests, compare, pause_before_look
 from exporter.shards import WHOLE
 from exporter.simulator.server import Cut, Hang, Latency, Simulator, Status
+from exporter.state import CampaignState, Clock
 from exporter.system.files import Budget, Files, Watch, digests
 from exporter.system.threads import NoThreadError
 from tests.support.servers import eventually
@@ -606,7 +607,7 @@ def test_another_key(source: str, tmp_path: Path, braze: Simulator) -> None:
         before, after = "api_key_file: api-key, ", "api_key_file: good-key, "
     braze.api_key = good
     with running(tmp_path, written(("main", braze, names), settings=before)) as run:
-        closed = run.poller.workspaces[0].closed
+        closed = run.poller.workspaces[0].paused
         if source == "the same file":
             (tmp_path / "api-key").write_text(OTHER_KEY, encoding="utf-8")
             after = before

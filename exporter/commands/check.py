@@ -23,7 +23,7 @@ from exporter.braze.data_series import EXAMPLES, SAMPLES
 from exporter.braze.errors import BrazeError, Reason
 from exporter.braze.rate_limiter import Permit
 from exporter.config import INSTANCES
-from exporter.poller import Failure
+from exporter.state import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from exporter.braze.counters import ApiStatistics
     from exporter.braze.data_series import DataSeries
     from exporter.config import Campaign, Config, Poll, Workspace
-    from exporter.poller import Clock
+    from exporter.state import Clock
 
 _WHOLE_WORKSPACE = {
     Reason.UNAUTHORIZED,

@@ -18,13 +18,14 @@ from exporter.braze.errors import Reason
 from exporter.commands.progress import Progress
 from exporter.exposition import Exposition, Format, written
 from exporter.metrics import workspace_rows
-from exporter.poller import Poller, system_clock
+from exporter.poller import Poller
+from exporter.state import system_clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from exporter.config import Config, Limits
-    from exporter.poller import CampaignState, WorkspaceState
+    from exporter.state import CampaignState, WorkspaceState
 
 _LOOK = 0.1  # seconds between two looks at how far it is
 _MODE = 0o644  # the collector runs as another user
@@ -114,12 +115,12 @@ def troubles(workspaces: Sequence[WorkspaceState], campaigns: Sequence[CampaignS
     for workspace in workspaces:
         left = sum(campaign.workspace == workspace.workspace and not campaign.polls for campaign in campaigns)
         if left:
-            reason = workspace.closed.value if workspace.closed is not None else "no answer yet"
+            reason = workspace.paused.value if workspace.paused is not None else "no answer yet"
             yield f"{workspace.workspace}: {left:,} of {workspace.campaigns:,} campaigns were not asked: {reason}"
 
 
 def _is_refused(workspace: WorkspaceState) -> bool:
-    return workspace.closed is Reason.UNAUTHORIZED
+    return workspace.paused is Reason.UNAUTHORIZED
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -10,8 +10,8 @@ from exporter.braze.counters import ApiStatistics
 from exporter.braze.errors import Reason
 from exporter.exposition import render
 from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
-from exporter.poller import CampaignState, WorkspaceState
 from exporter.simulator.server import CONTROL_GROUP, CampaignModel, ChannelModel, VariationModel, campaign_models
+from exporter.state import CampaignState, WorkspaceState
 from tests.support.history import polled
 
 NOW = datetime(2025, 11, 6, 15, tzinfo=UTC)
@@ -91,7 +91,7 @@ def _exposition(moment: datetime) -> Iterator[str]:
             ZONE,
             len(campaigns),
             up=not refused,
-            closed=Reason.UNAUTHORIZED if refused else None,
+            paused=Reason.UNAUTHORIZED if refused else None,
             apis={"data_series": _api(campaigns, moment, _REFUSED_SINCE if refused else None)},
         )
         yield from _lines(render(workspace_rows(shown)))

@@ -19,8 +19,8 @@ from exporter.braze.data_series import DataSeries, Day, Variation
 from exporter.braze.errors import Reason
 from exporter.commands.check import Checked, Outcome, as_json, findings, lines, works
 from exporter.config import INSTANCES, Campaign, Workspace
-from exporter.poller import Failure
 from exporter.simulator.server import Body, Fault, Hang, Simulator, Status
+from exporter.state import Failure
 from tests.support.exporters import COMMAND, KEY, configure
 from tests.support.servers import PATIENCE, eventually
 

@@ -14,8 +14,8 @@ from exporter.braze.data_series import parse_data_series
 from exporter.braze.errors import Reason
 from exporter.exposition import render
 from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
-from exporter.poller import CampaignState, WorkspaceState
 from exporter.simulator.server import CONTROL_GROUP, CampaignModel, campaign_models, data_series
+from exporter.state import CampaignState, WorkspaceState
 from tests.support.servers import ROOT, Prometheus, running_prometheus, write_history
 
 NOW = datetime(2025, 11, 8, 15, tzinfo=UTC)
@@ -148,7 +148,7 @@ def _exposition(moment: datetime) -> Iterator[str]:
         api.failures[Reason.TIMEOUT] = int(age / timedelta(hours=7))
         api.durations[2] = api.requests = int(age / timedelta(minutes=1))
         shown = WorkspaceState(
-            workspace, zone, len(CAMPAIGNS[workspace]), up=True, closed=None, apis={"data_series": api}
+            workspace, zone, len(CAMPAIGNS[workspace]), up=True, paused=None, apis={"data_series": api}
         )
         yield from _lines(render(workspace_rows(shown)))
     own = exporter_rows(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from exporter.config import Limits
 from exporter.exposition import Exposition, Format, Snapshot
-from exporter.poller import CampaignState
+from exporter.state import CampaignState
 from exporter.system.threads import NoThreadError
 from exporter.web.body_cache import REMEMBERED, Encoding, Part, Ready, pause_after
 from tests.support.servers import eventually

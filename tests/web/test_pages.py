@@ -21,9 +21,9 @@ from exporter.braze.counters import ApiStatistics
 from exporter.braze.data_series import Day
 from exporter.braze.errors import Reason
 from exporter.config import Campaign, Config, Workspace
-from exporter.poller import CampaignState, Failure, WorkspaceState
 from exporter.reload import Configuration
 from exporter.shards import WHOLE, Shard
+from exporter.state import CampaignState, Failure, WorkspaceState
 from exporter.web.pages import CONTENT_SECURITY_POLICY, config_page, landing_page
 
 NOW = 1_772_600_000.0  # 2026-03-04 04:53:20 UTC
@@ -40,7 +40,7 @@ CONFIG = Config(
         ),
     )
 )
-WORKSPACE = WorkspaceState("main", ZONE.key, 1, up=True, closed=None, apis={"data_series": ApiStatistics()})
+WORKSPACE = WorkspaceState("main", ZONE.key, 1, up=True, paused=None, apis={"data_series": ApiStatistics()})
 POLLED = CampaignState(
     "main", ZONE, ID, "Welcome", 300, up=True, last_success=NOW - 200, polls=3, latest=Day(date(2026, 3, 4), {}, ())
 )
@@ -240,12 +240,12 @@ def test_the_summary_when_nothing_fails(campaigns: list[CampaignState], kind: st
         (replace(WORKSPACE, up=None), "no campaigns in this shard", False),
         (replace(WORKSPACE, up=False), "down: no campaign was polled with success within two intervals", True),
         (
-            replace(WORKSPACE, up=False, closed=Reason.UNAUTHORIZED),
+            replace(WORKSPACE, up=False, paused=Reason.UNAUTHORIZED),
             "down: Braze refuses the API key. One request an interval finds out when it is accepted",
             True,
         ),
         (
-            replace(WORKSPACE, closed=Reason.RATE_LIMITED),
+            replace(WORKSPACE, paused=Reason.RATE_LIMITED),
             "paused: the rate limit is used up. One request finds out when it is free again",
             True,
         ),
@@ -256,7 +256,7 @@ def test_a_workspace(workspace: WorkspaceState, state: str, bad: bool) -> None: 
     shown = page(POLLED, failed(Reason.TIMEOUT), workspaces=[workspace])
 
     assert shown.workspaces == [["main", state, "1", "1", "not known", "Europe/Berlin"]]
-    assert (f"Workspace main is {state}." in shown.paragraphs) == (workspace.closed is not None)
+    assert (f"Workspace main is {state}." in shown.paragraphs) == (workspace.paused is not None)
     assert ("<tr class=bad><td>main" in shown.text) == bad
 
 
@@ -308,7 +308,7 @@ def test_any_text_is_only_text(text: str) -> None:
     state = replace(
         failed(Reason.TIMEOUT, text), workspace=text, campaign_name=text, campaign_id=f"{text}!", last_success=None
     )
-    workspace = WorkspaceState(text, text, 1, up=True, closed=Reason.RATE_LIMITED, apis={})
+    workspace = WorkspaceState(text, text, 1, up=True, paused=Reason.RATE_LIMITED, apis={})
 
     shown = page(state, workspaces=[workspace])
 
