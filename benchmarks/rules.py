@@ -31,7 +31,7 @@ import yaml
 
 from exporter.braze.counters import ApiStatistics
 from exporter.exposition import render
-from exporter.metrics import day_rows, day_timestamp, exporter_rows, status_rows, workspace_rows
+from exporter.metrics import CAMPAIGN_STATUS, day_rows, day_timestamp, exporter_rows, status_rows, workspace_rows
 from exporter.simulator.server import (
     ALL_DAY,
     CONTROL_GROUP,
@@ -190,7 +190,7 @@ def exposition(world: Mapping[str, Sequence[CampaignModel]], now: float) -> byte
     for workspace, models in world.items():
         for model in models:
             state = polled(workspace, ZoneInfo(ZONES[workspace]), model, now)
-            pieces.extend(render((*day_rows(state), *status_rows(state, 0))).values())
+            pieces.extend(render((*day_rows(state), *status_rows(state, 0, CAMPAIGN_STATUS))).values())
         api = ApiStatistics(rate_limit=50_000, rate_limit_remaining=49_000, rate_limit_reset=now + _DAY)
         zone = ZONES[workspace]
         shown = WorkspaceState(workspace, zone, len(models), up=True, paused=None, apis={"data_series": api})

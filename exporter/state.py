@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from exporter.braze.data_series import Day
     from exporter.braze.errors import Reason
 
-CampaignKey = tuple[str, str]
-"""The name of a workspace and the id of a campaign in it."""
+CampaignKey = tuple[str, str, str]
+"""Workspace, API and campaign id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class CampaignState:
-    """State of a campaign; `up` is None before the first poll, `failure` is that of the last one.
+    """State of a campaign in one API; `up` is None before the first poll, `failure` is that of the last one.
 
-    `dropped` is how many samples of the last response are not in `latest` and `previous`, as they were far too many.
+    `dropped` is the number of samples of the last response that are not in `latest` and `previous`: far too many.
     """
 
     workspace: str
+    api: str
     timezone: ZoneInfo
     campaign_id: str
     campaign_name: str
@@ -51,7 +52,7 @@ class CampaignState:
     @property
     def key(self) -> CampaignKey:
         """Identity of the campaign, independent of its name."""
-        return (self.workspace, self.campaign_id)
+        return (self.workspace, self.api, self.campaign_id)
 
 
 @dataclass(frozen=True, slots=True)

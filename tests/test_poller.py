@@ -24,6 +24,7 @@ from exporter.braze.errors import Reason
 from exporter.config import Config
 from exporter.exposition import Exposition, Format
 from exporter.poller import Poller
+from exporter.publisher import Publisher
 from exporter.reload import compare
 from exporter.schedule import slot
 from exporter.simulator.server import Body, Cut, Drip, Fault, Hang, Latency, Simulator, Status
@@ -114,19 +115,19 @@ def polling(
     start_thread: Start = threads.start,
 ) -> Iterator[Polling]:
     """Poll by a configuration; an exception that ends a thread fails the test."""
-    exposition = Exposition(loaded.limits)
+    publisher = Publisher(loaded.limits)
     crashes: list[BaseException] = []
     poller = Poller(
         loaded,
         environ={},
         clock=Clock(wall, monotonic),
-        exposition=exposition,
+        publisher=publisher,
         fatal=crashes.append,
         start_thread=start_thread,
     )
     poller.start()
     try:
-        yield Polling(poller, exposition, crashes)
+        yield Polling(poller, publisher.exposition, crashes)
     finally:
         poller.stop()
     assert not crashes
@@ -449,7 +450,7 @@ def test_skipped_parts_are_told_once(tmp_path: Path, braze: Simulator, caplog: p
         eventually(lambda: run.state(campaign_id).polls >= 3, what="three polls")
 
         assert any(series.startswith("braze_message_sent") for series in run.samples(campaign_id))
-    assert caplog.text.count("parts of the answer are not of the documented form") == 1
+    assert caplog.text.count("parts of the response are not of the documented form") == 1
 
 
 def test_an_answer_that_cannot_be_shown(tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptureFixture) -> None:
@@ -457,7 +458,7 @@ def test_an_answer_that_cannot_be_shown(tmp_path: Path, braze: Simulator, caplog
     loaded = configured(tmp_path, braze, poll=QUICK)
     victim = loaded.workspaces[0].campaigns[0].id
 
-    class Picky(Exposition):
+    class Picky(Publisher):
         def publish(self, state: CampaignState) -> None:
             if state.campaign_id == victim and state.up:
                 raise KeyError("a part of the answer")
@@ -465,7 +466,7 @@ def test_an_answer_that_cannot_be_shown(tmp_path: Path, braze: Simulator, caplog
 
     crashes: list[BaseException] = []
     clock = Clock(time.time, time.monotonic)
-    poller = Poller(loaded, environ={}, clock=clock, exposition=Picky(loaded.limits), fatal=crashes.append)
+    poller = Poller(loaded, environ={}, clock=clock, publisher=Picky(loaded.limits), fatal=crashes.append)
     poller.start()
     eventually(lambda: poller.ready, what="the end of the first round")
     states = {state.campaign_id: state for state in poller.campaigns}
@@ -530,7 +531,7 @@ def test_a_crash_of_the_expiry_is_fatal(tmp_path: Path, braze: Simulator) -> Non
     clock = SleepingClock()
     loaded = configured(tmp_path, braze, poll="interval: 1h")
 
-    class Broken(Exposition):
+    class Broken(Publisher):
         def publish(self, state: CampaignState) -> None:
             if state.up is False:
                 raise MemoryError
@@ -538,7 +539,7 @@ def test_a_crash_of_the_expiry_is_fatal(tmp_path: Path, braze: Simulator) -> Non
 
     crashes: list[BaseException] = []
     poller = Poller(
-        loaded, environ={}, clock=Clock(time.time, clock), exposition=Broken(loaded.limits), fatal=crashes.append
+        loaded, environ={}, clock=Clock(time.time, clock), publisher=Broken(loaded.limits), fatal=crashes.append
     )
     poller.start()
     eventually(lambda: poller.ready, what="the end of the first round")
@@ -567,7 +568,7 @@ def test_threads_that_cannot_be_started(tmp_path: Path, braze: Simulator, caplog
         assert all(state.up for state in run.poller.campaigns)
     assert refused > 1
     assert connections <= 2
-    assert few == ["a thread cannot be started, polling goes on with fewer"]
+    assert few == ["a thread cannot be started, polling continues with fewer"]
     assert len(caplog.records) == 2
 
 
@@ -582,12 +583,12 @@ def test_a_workspace_without_any_thread(tmp_path: Path, braze: Simulator, caplog
 
         assert all(state.up for state in run.poller.campaigns)
     assert not any(polls)
-    assert [record.message for record in caplog.records] == ["a thread cannot be started, polling goes on with fewer"]
+    assert [record.message for record in caplog.records] == ["a thread cannot be started, polling continues with fewer"]
 
 
 def test_failures_are_told_once(tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptureFixture) -> None:
     """The first failure of a kind in a row is a warning, the others are for debugging, and so are successes but one."""
-    caplog.set_level("DEBUG", "exporter.poller")
+    caplog.set_level("DEBUG", "exporter.campaigns")
     victim = braze.campaigns[0].id
 
     def polls(count: int) -> None:
@@ -792,13 +793,13 @@ def test_an_exception_elsewhere_is_fatal(tmp_path: Path, braze: Simulator) -> No
     """An exception that is not of one answer is handed on, to end the process."""
     loaded = configured(tmp_path, braze)
 
-    class Broken(Exposition):
+    class Broken(Publisher):
         def settle(self, _: object) -> None:
             raise MemoryError
 
     crashes: list[BaseException] = []
     clock = Clock(time.time, time.monotonic)
-    poller = Poller(loaded, environ={}, clock=clock, exposition=Broken(loaded.limits), fatal=crashes.append)
+    poller = Poller(loaded, environ={}, clock=clock, publisher=Broken(loaded.limits), fatal=crashes.append)
     braze.misbehave(Status(404))
     poller.start()
     eventually(lambda: crashes, what="a fatal exception")

@@ -8,13 +8,13 @@ import math
 import threading
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic
 
 from exporter import __version__
+from exporter.braze.api import Parsed_co
 from exporter.braze.counters import Counters
-from exporter.braze.data_series import PayloadError, parse_data_series
 from exporter.braze.decoding import DecodingError, Lanes, TooManyValues, Turn, decoded
-from exporter.braze.errors import UNEXPECTED, BrazeError, RateLimited, Reason, log_traceback
+from exporter.braze.errors import UNEXPECTED, BrazeError, PayloadError, RateLimited, Reason, log_traceback
 from exporter.braze.rate_limiter import LONGEST_PAUSE, LONGEST_WAIT, Permit, RateLimiter, back_off, requested_wait
 from exporter.braze.transport import NotConnected, NotDecoded, NotTrusted, TimedOut, TooLarge, Transport, TransportError
 from exporter.config import MOST_CONCURRENCY, ConfigError, read_api_key
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from random import Random
 
+    from exporter.braze.api import Api
     from exporter.braze.counters import ApiStatistics
-    from exporter.braze.data_series import DataSeries
     from exporter.braze.transport import Reply
-    from exporter.config import Workspace
+    from exporter.config import Poll, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -35,24 +35,26 @@ _MESSAGE_LENGTH = 200
 
 
 @dataclass(slots=True)
-class Received:
-    """A successful response that is still to be read, and perhaps the turn of a large one, which reading ends."""
+class Received(Generic[Parsed_co]):
+    """A successful response that is not decoded yet, and the turn in which it is."""
 
+    api: Api[Parsed_co]
     campaign_id: str
     body: bytes
     turn: Turn
 
 
 class Client:
-    """One workspace's way to Braze: its key, its connections, its pace. Any number of threads may use it.
+    """Client of one workspace: its API key, connections and rate limiters. Any number of threads may use it.
 
-    It is one of `total_shards` that share the pace. With `counters` it goes on counting where another stopped. `lanes`
-    are those of all clients of the process. `monotonic` counts the time that the machine sleeps, where it can.
+    The rate limits are divided by `total_shards`. `counters` of a former client go on. `lanes` are shared by all
+    clients of the process. `monotonic` includes the time that the machine sleeps, where the system can.
     """
 
     def __init__(
         self,
         workspace: Workspace,
+        apis: Sequence[Api[object]],
         *,
         interval: float,
         environ: Mapping[str, str],
@@ -66,13 +68,16 @@ class Client:
         read_key: Callable[[Workspace, Mapping[str, str]], str] = read_api_key,
     ) -> None:
         self.workspace = workspace
-        self.counters = counters or Counters(["data_series"])
+        self.counters = counters or Counters(api.name for api in apis)
         self._total_shards = total_shards
-        self.data_series_limiter = RateLimiter(
-            requests_per_minute=workspace.requests_per_minute / total_shards,
-            unauthorized_pause=min(interval, LONGEST_PAUSE),
-            random=random,
-        )
+        self._limiters = {
+            rate_limit: RateLimiter(
+                requests_per_minute=rate_limit.requests_per_minute(workspace) / total_shards,
+                unauthorized_pause=min(interval, LONGEST_PAUSE),
+                random=random,
+            )
+            for rate_limit in {api.rate_limit: None for api in apis}
+        }
         self._interval = interval
         self._environ = environ
         self._wall = wall
@@ -103,14 +108,24 @@ class Client:
         return tuple(self._keys)
 
     @property
+    def paused(self) -> Reason | None:
+        """The refusal that pauses a rate limiter, 401 before 429; None while none is paused."""
+        reasons = {limiter.paused for limiter in self._limiters.values()} - {None}
+        return Reason.UNAUTHORIZED if Reason.UNAUTHORIZED in reasons else next(iter(reasons), None)
+
+    @property
     def statistics(self) -> dict[str, ApiStatistics]:
-        """What happened so far on each endpoint, as a copy."""
+        """The counters of each API, as a copy."""
         return self.counters.copy()
 
-    def change(self, workspace: Workspace, *, interval: float) -> bool:
-        """Go on with other settings of the workspace at the same endpoint.
+    def limiter(self, api: Api[object]) -> RateLimiter:
+        """Return the rate limiter that an API's requests need permits of."""
+        return self._limiters[api.rate_limit]
 
-        The key is read again; return whether it takes the place of one that was refused, so that a probe may be sent.
+    def change(self, workspace: Workspace, *, interval: float) -> bool:
+        """Apply other settings of the workspace at the same endpoint.
+
+        The key is read again; return whether it replaces one that Braze refused, so that a probe is due.
         """
         with self._key_lock:
             self.workspace = workspace
@@ -118,90 +133,87 @@ class Client:
             before = self._keys[-1]
         self._read_key(workspace)
         replaced = self._keys[-1] != before
-        self.data_series_limiter.change(
-            requests_per_minute=workspace.requests_per_minute / self._total_shards,
-            unauthorized_pause=min(interval, LONGEST_PAUSE),
-        )
-        return replaced and self.data_series_limiter.probe_now()
+        for rate_limit, limiter in self._limiters.items():
+            limiter.change(
+                requests_per_minute=rate_limit.requests_per_minute(workspace) / self._total_shards,
+                unauthorized_pause=min(interval, LONGEST_PAUSE),
+            )
+        return replaced and True in [limiter.probe_now() for limiter in self._limiters.values()]
 
-    def data_series(self, campaign_id: str, *, days: int, permit: Permit, timeout: float) -> Received:
-        """Request a campaign's last days; return the response, which is to be read.
+    def request(self, api: Api[Parsed_co], campaign_id: str, *, poll: Poll, permit: Permit) -> Received[Parsed_co]:
+        """Send a request and return its response, which is then read.
 
         Raises:
-            BrazeError: with the reason of the last try that ended; there are three at most, within `timeout` seconds.
+            BrazeError: with the reason of the last of at most three attempts within `poll.timeout`.
 
         """
-        target = f"/campaigns/data_series?campaign_id={campaign_id}&length={days}"
-        body, turn = self._ask("data_series", self.data_series_limiter, target, permit, timeout)
-        return Received(campaign_id, body, turn)
+        body, turn = self._send(api, api.target(campaign_id, poll), permit, poll.timeout)
+        return Received(api, campaign_id, body, turn)
 
-    def read(self, received: Received, *, samples: int) -> DataSeries:
-        """Return what a response says, at most so many samples of it; a response is read once.
+    def read(self, received: Received[Parsed_co], *, samples: int) -> Parsed_co:
+        """Return the content of a response, at most `samples` samples of it; a response is read once.
 
         Raises:
-            BrazeError: it says nothing. An exception that nobody expects is one response's trouble, too.
+            BrazeError: the response is unusable; an unexpected exception is a failure of this response only, too.
 
         """
         failure: BrazeError
         with received.turn:
             body, received.body = received.body, b""
             try:
-                series = parse_data_series(decoded(body), samples=samples)
+                parsed = received.api.parse(decoded(body), samples)
             except TooManyValues as error:
                 failure = BrazeError(Reason.TOO_LARGE, str(error))
             except (DecodingError, PayloadError) as error:
                 failure = BrazeError(Reason.BAD_PAYLOAD, str(error))
             except Exception as error:  # noqa: BLE001 - see above
-                log_traceback((self.workspace.name, received.campaign_id), error)
+                log_traceback(self.workspace.name, received.campaign_id, error)
                 failure = BrazeError(Reason.BAD_PAYLOAD, UNEXPECTED)
             else:
-                return series
+                return parsed
             finally:
                 del body
-        self.count_failure("data_series", failure.reason)
+        self.counters.count_failure(received.api.name, failure.reason)
         raise failure  # here, as an exception that is handled refers to all of the response
 
-    def count_failure(self, api: str, reason: Reason) -> None:
-        """Count an answer that arrived whole and turned out to be none."""
-        self.counters.count_failure(api, reason)
-
     def close(self) -> None:
-        """Close the connections that are not in use, and the others when their requests end; nothing is retried."""
+        """Close idle connections now and the others when their requests end; nothing is retried."""
         self._stopped.set()
         self._transport.close()
 
-    def _ask(self, api: str, limiter: RateLimiter, target: str, permit: Permit, timeout: float) -> tuple[bytes, Turn]:
-        """Make up to three tries of one request, each with leave of the limiter."""
+    def _send(self, api: Api[object], target: str, permit: Permit, timeout: float) -> tuple[bytes, Turn]:
+        """Send a request, at most three times, each time with a permit of the API's rate limiter."""
+        limiter = self.limiter(api)
         deadline = self._monotonic() + timeout
-        for tries in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, _ATTEMPTS + 1):
             try:
-                answer = self._try(api, target, permit, deadline)
+                response = self._attempt(api.name, target, permit, deadline)
             except BrazeError as error:
                 if limiter.record_failure(permit, error, self._monotonic()):
-                    self._tell(limiter)
-                if tries == _ATTEMPTS or error.reason not in _RETRIED:
+                    self._log_pause(limiter)
+                if attempt == _ATTEMPTS or error.reason not in _RETRIED:
                     raise
-                again = self._retry_permit(limiter, deadline, back_off(tries, self._random) / 2)
+                again = self._retry_permit(limiter, deadline, back_off(attempt, self._random) / 2)
                 if again is None:
                     raise
                 permit = again
             else:
                 if limiter.record_success(permit):
-                    self._tell(limiter)
-                return answer
-        raise AssertionError("the last try returns or raises")
+                    self._log_pause(limiter)
+                return response
+        raise AssertionError("the last attempt returns or raises")
 
-    def _try(self, api: str, target: str, permit: Permit, deadline: float) -> tuple[bytes, Turn]:
+    def _attempt(self, api: str, target: str, permit: Permit, deadline: float) -> tuple[bytes, Turn]:
         key = self._api_key(fresh=permit.probe)
         turn = Turn(self._lanes)
         try:
             return _body(self._reply(api, target, key, deadline, turn), self.secrets, self._wall()), turn
         except BrazeError as error:
             turn.end()
-            self.count_failure(api, error.reason)
+            self.counters.count_failure(api, error.reason)
             if error.reason is not Reason.UNAUTHORIZED or key == self._keys[-1]:
                 raise
-        return self._try(api, target, permit, deadline)  # the key was replaced meanwhile, the new one is not refused
+        return self._attempt(api, target, permit, deadline)  # the key was replaced meanwhile, the new one is untested
 
     def _reply(self, api: str, target: str, key: str, deadline: float, turn: Turn) -> Reply:
         started = self._monotonic()
@@ -216,11 +228,11 @@ class Client:
         self.counters.read_rate_headers(api, reply.headers)
         return reply
 
-    def _tell(self, limiter: RateLimiter) -> None:
-        """Log that the limiter has closed or opened."""
+    def _log_pause(self, limiter: RateLimiter) -> None:
+        """Log that requests are paused, or sent again."""
         where = {"workspace": self.workspace.name}
         if (reason := limiter.paused) is None:
-            logger.info("Braze answers again", extra=where)
+            logger.info("Braze accepts requests again", extra=where)
         else:
             logger.log(
                 logging.ERROR if reason is Reason.UNAUTHORIZED else logging.WARNING,
@@ -228,9 +240,8 @@ class Client:
                 extra={**where, "next_request_in": f"{limiter.paused_for(self._monotonic()):.1f}s"},
             )
 
-    def _retry_permit(self, limiter: RateLimiter, deadline: float, back_off: float) -> Permit | None:
-        """Wait for the back-off and the pace; return None where a retry does not fit in or the limiter closes."""
-        wait = back_off
+    def _retry_permit(self, limiter: RateLimiter, deadline: float, wait: float) -> Permit | None:
+        """Wait for the back-off and for a permit; return None where the deadline comes first or requests are paused."""
         while not limiter.paused and self._monotonic() + wait < deadline and not self._stopped.wait(wait):
             now = self._monotonic()
             if now >= deadline:  # woken late, or the machine slept
@@ -242,10 +253,9 @@ class Client:
         return None
 
     def _api_key(self, *, fresh: bool) -> str:
-        """Return the key, read again once an interval and for `fresh`; an unusable one changes nothing.
+        """Return the key, read again once per interval and for `fresh`; an unusable one is ignored.
 
-        One thread reads it, and not under the lock, as a file may be on a volume that hangs: the others go on with the
-        old one.
+        One thread reads it, without the lock, as its volume may hang: the others keep using the old key.
         """
         with self._key_lock:
             now = self._monotonic()
@@ -268,7 +278,7 @@ class Client:
         except ConfigError as error:
             problem = str(error)
         with self._key_lock:
-            if workspace is not self.workspace:  # a reload brought other settings meanwhile, and reads their key
+            if workspace is not self.workspace:  # changed by a reload meanwhile, which reads the key
                 return
             news = self._key_readable if problem else key != self._keys[-1]
             self._key_readable = not problem
@@ -276,7 +286,9 @@ class Client:
                 self._keys = [*(old for old in self._keys if old != key), key]
         where = {"workspace": workspace.name}
         if news and problem:
-            logger.warning("the API key cannot be read again, the old one stays", extra={**where, "error": problem})
+            logger.warning(
+                "the API key cannot be read again, keeping the previous one", extra={**where, "error": problem}
+            )
         elif news:
             logger.info("the API key was replaced", extra=where)
 
@@ -293,7 +305,7 @@ _TRANSPORT_REASONS = {
 
 _PAUSED_MESSAGES = {
     Reason.UNAUTHORIZED: "Braze refuses the API key: it is invalid, or belongs to another instance than the endpoint",
-    Reason.RATE_LIMITED: "Braze's rate limit is reached, the workspace pauses",
+    Reason.RATE_LIMITED: "Braze's rate limit is reached, requests are paused",
 }
 
 _STATUS_REASONS: dict[int, Reason] = {
@@ -310,13 +322,13 @@ _CLASS_REASONS = {3: Reason.REDIRECT, 4: Reason.BAD_REQUEST, 5: Reason.SERVER_ER
 
 
 def _body(reply: Reply, keys: Sequence[str], now: float) -> bytes:
-    """Return the body of a success; raise what any other status means, whatever its body is."""
+    """Return the body of a success; raise the error that any other status code means, whatever the body."""
     status = reply.status
     if status == HTTPStatus.OK:
         return reply.body
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        raise RateLimited("Braze answered 429: too many requests", requested_wait(reply.headers, now))
-    detail = f"Braze answered {status}"
+        raise RateLimited("Braze responded with 429: too many requests", requested_wait(reply.headers, now))
+    detail = f"Braze responded with {status}"
     if status in {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}:
         detail += _message(reply.body, keys)
     reason = _STATUS_REASONS.get(status) or _CLASS_REASONS.get(status // 100, Reason.BAD_PAYLOAD)
@@ -324,7 +336,7 @@ def _body(reply: Reply, keys: Sequence[str], now: float) -> bytes:
 
 
 def _message(body: bytes, keys: Sequence[str]) -> str:
-    """Return what Braze says of the error, unless it might hold a part of a key: error bodies can echo it."""
+    """Return Braze's error message, unless it may contain a part of a key: error bodies can echo it."""
     try:
         fields: object = json.loads(body)
     except (ValueError, RecursionError):
@@ -337,6 +349,6 @@ def _message(body: bytes, keys: Sequence[str]) -> str:
 
 
 def _holds_part_of(key: str, text: str) -> bool:
-    """Tell whether any eight characters of the key in a row stand in the text, in any case."""
+    """Return whether the text contains any eight characters of the key in a row, in any case."""
     key, text, length = key.lower(), text.lower(), min(8, len(key))
     return any(key[start : start + length] in text for start in range(len(key) - length + 1))

@@ -1,8 +1,8 @@
-"""Why a request to Braze failed. Pure but for the log.
+"""Errors of requests to Braze.
 
-BrazeError          a request failed; `reason` says how, one of Reason
-├── RateLimited     429; `wait` is how long Braze asks to wait, where it says so
-└── PayloadError    the response is not of the documented form
+BrazeError          a request failed; `reason` is one of Reason
+└── RateLimited     429; `wait` is how long Braze asks to wait, if it does
+PayloadError        a response is not of the documented form; the client makes a BrazeError of it
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FRAMES = 20
 
 
 class Reason(StrEnum):
-    """Why a request or a poll failed: the closed list of the label `reason`."""
+    """Reasons of failed requests and polls: the values of the label `reason`."""
 
     TIMEOUT = "timeout"
     CONNECTION = "connection"
@@ -36,7 +36,7 @@ class Reason(StrEnum):
 
 
 class BrazeError(Exception):
-    """A request that brought nothing usable; the text is safe to log."""
+    """A request without a usable response; the text is safe to log."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -44,22 +44,21 @@ class BrazeError(Exception):
 
 
 class RateLimited(BrazeError):
-    """Braze refuses requests for a while; `wait` in seconds, None where it does not say how long."""
+    """Status code 429; `wait` is the seconds that Braze asks to wait, None where it names none."""
 
     def __init__(self, detail: str, wait: float | None) -> None:
         super().__init__(Reason.RATE_LIMITED, detail)
         self.wait = wait
 
 
-def log_traceback(campaign: tuple[str, str], error: Exception) -> None:
+class PayloadError(ValueError):
+    """The response as a whole is not of the documented form; the text says what was expected and what came."""
+
+
+def log_traceback(workspace: str, campaign_id: str, error: Exception) -> None:
     """Log where an unexpected exception was raised, without its text, which may hold parts of the response."""
     places = "".join(traceback.format_tb(error.__traceback__, -_FRAMES))
+    where = {"workspace": workspace, "campaign_id": campaign_id}
     logger.error(
-        "a response cannot be read or shown",
-        extra={
-            "workspace": campaign[0],
-            "campaign_id": campaign[1],
-            "error": type(error).__name__,
-            "traceback": places,
-        },
+        "a response cannot be read or shown", extra={**where, "error": type(error).__name__, "traceback": places}
     )

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from exporter.braze.errors import Reason
 from exporter.commands.progress import Progress
-from exporter.exposition import Exposition, Format, written
+from exporter.exposition import Format, written
 from exporter.metrics import workspace_rows
 from exporter.poller import Poller
+from exporter.publisher import Publisher
 from exporter.state import system_clock
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ class Round:
     def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
         self._ended = threading.Event()
         self._error: BaseException | None = None
-        self._exposition = _Exposition(config.limits, self._ended)
+        self._publisher = _Publisher(config.limits, self._ended)
         self._poller = Poller(
             config,
             environ=environ,
             clock=system_clock(),
-            exposition=self._exposition,
+            publisher=self._publisher,
             fatal=self._fail,
         )
 
@@ -80,7 +81,7 @@ class Round:
             workspace_rows(replace(workspace, up=workspace.workspace in succeeded and not _is_refused(workspace)))
             for workspace in self._poller.workspaces
         )
-        return b"".join((*self._exposition.snapshot().pieces(Format.TEXT), written(rows, Format.TEXT)))
+        return b"".join((*self._publisher.exposition.snapshot().pieces(Format.TEXT), written(rows, Format.TEXT)))
 
     def troubles(self) -> tuple[str, ...]:
         """Return what did not go well, a line each, after the round."""
@@ -91,7 +92,7 @@ class Round:
         self._ended.set()
 
 
-class _Exposition(Exposition):
+class _Publisher(Publisher):
     """Tells when the first round is over: it is settled then."""
 
     def __init__(self, limits: Limits, settled: threading.Event) -> None:

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from exporter.braze.counters import ApiStatistics
 from exporter.braze.errors import Reason
 from exporter.exposition import render
-from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
+from exporter.metrics import CAMPAIGN_STATUS, day_rows, exporter_rows, status_rows, workspace_rows
 from exporter.simulator.server import CONTROL_GROUP, CampaignModel, ChannelModel, VariationModel, campaign_models
 from exporter.state import CampaignState, WorkspaceState
 from tests.support.history import polled
@@ -84,7 +84,7 @@ def _exposition(moment: datetime) -> Iterator[str]:
     for workspace, campaigns in CAMPAIGNS.items():
         for campaign in campaigns:
             state = _state(workspace, campaign, moment)
-            yield from _lines(render([*day_rows(state), *status_rows(state, 0)]))
+            yield from _lines(render([*day_rows(state), *status_rows(state, 0, CAMPAIGN_STATUS)]))
         refused = workspace == _REFUSED and moment >= _REFUSED_SINCE
         shown = WorkspaceState(
             workspace,

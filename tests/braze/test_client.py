@@ -19,12 +19,14 @@ from exporter.braze.decoding import Lanes
 from exporter.braze.errors import BrazeError, RateLimited, Reason, log_traceback
 from exporter.braze.rate_limiter import Permit
 from exporter.braze.transport import Reply
-from exporter.config import Campaign, Workspace, read_api_key
+from exporter.config import Campaign, Poll, Workspace, read_api_key
+from exporter.polled import DATA_SERIES
 from exporter.simulator.server import Body, Cut, Fault, Hang, Latency, Simulator, Status
 from tests.support.servers import eventually
 
 server = pytest.mark.server
 
+API = DATA_SERIES.api
 LATE = 30.0
 DATE = "Thu, 05 Mar 2026 12:00:00 GMT"
 NOON = 1772712000
@@ -104,7 +106,7 @@ def test_reasons_of_statuses(status: int, reason: Reason) -> None:
     error = error_in(status, b"{}")
 
     assert error.reason is reason
-    assert str(error).removesuffix(": too many requests") == f"Braze answered {status}"
+    assert str(error).removesuffix(": too many requests") == f"Braze responded with {status}"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_braze_own_words(status: int, message: object, shown: str) -> None:
     """The message of an error that a person can mend is shown, short and printable, unless it holds part of the key."""
     body = json.dumps({"message": message}).encode()
 
-    assert str(error_in(status, body)) == f"Braze answered {status}{shown}"
+    assert str(error_in(status, body)) == f"Braze responded with {status}{shown}"
 
 
 @pytest.mark.parametrize("body", [b"", b"No", b"[]", b"\xff", b"[" * 100_000, b'{"message": %s}' % (b"9" * 5000)])
@@ -142,7 +144,7 @@ def test_errors_without_a_message(body: bytes) -> None:
     """An error's body may be anything."""
     error = error_in(400, body)
 
-    assert (error.reason, str(error)) == (Reason.BAD_REQUEST, "Braze answered 400")
+    assert (error.reason, str(error)) == (Reason.BAD_REQUEST, "Braze responded with 400")
 
 
 # -- The client --------------------------------------------------------------------------------------------------------
@@ -213,6 +215,7 @@ class NewClient:
         )
         client = Client(
             workspace,
+            [API],
             interval=interval,
             environ={"KEY": self.braze.api_key},
             wall=wall,
@@ -243,7 +246,7 @@ def client(new_client: NewClient) -> Client:
 
 def ask(client: Client, *, permit: Permit = OPEN, timeout: float = LATE) -> DataSeries:
     """Ask for the only campaign and read the answer."""
-    received = client.data_series(client.workspace.campaigns[0].id, days=3, permit=permit, timeout=timeout)
+    received = client.request(API, client.workspace.campaigns[0].id, poll=Poll(timeout=timeout), permit=permit)
     return client.read(received, samples=SAMPLES)
 
 
@@ -316,7 +319,7 @@ def test_a_response_whose_reading_fails_unexpectedly(
     braze: Simulator, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is one response's trouble: counted as its payload's, with a traceback of few lines without its text."""
-    received = client.data_series(braze.campaigns[0].id, days=3, permit=OPEN, timeout=LATE)
+    received = client.request(API, braze.campaigns[0].id, poll=Poll(), permit=OPEN)
     received.body = None  # type: ignore[assignment]
     with pytest.raises(BrazeError) as caught:
         client.read(received, samples=SAMPLES)
@@ -345,7 +348,7 @@ def test_a_deep_traceback_is_cut(caplog: pytest.LogCaptureFixture) -> None:
     try:
         descend(100)
     except KeyError as error:
-        log_traceback(("main", "id"), error)
+        log_traceback("main", "id", error)
 
     assert vars(caplog.records[0])["traceback"].count("File") == 20
     assert vars(caplog.records[0])["traceback"].rstrip().endswith('raise KeyError("a part of the response")')
@@ -363,10 +366,10 @@ def test_large_responses_take_turns(braze: Simulator, new_client: NewClient) -> 
         assert reason_of(client) is reason
         assert len(lanes.large) == 0
     misbehave(braze, Body(body), Body(body), Body(b'{"data": []}'))
-    received = client.data_series(braze.campaigns[0].id, days=3, permit=OPEN, timeout=LATE)
+    received = client.request(API, braze.campaigns[0].id, poll=Poll(), permit=OPEN)
     assert len(lanes.large) == 1
     other = reason_of(client, timeout=SOON)
-    small = client.data_series(braze.campaigns[0].id, days=3, permit=OPEN, timeout=LATE)
+    small = client.request(API, braze.campaigns[0].id, poll=Poll(), permit=OPEN)
     assert client.read(small, samples=SAMPLES) == DataSeries(None, None)
     assert len(lanes.large) == 1
     assert client.read(received, samples=SAMPLES) == DataSeries(None, None)
@@ -482,7 +485,7 @@ def test_a_wait_for_the_pace_is_in_short_steps(braze: Simulator, new_client: New
     pauses = Pauses()
     clock = Clock()
     client = new_client(requests_per_minute=1, monotonic=clock, stopped=pauses, random=Steady(0.0))
-    assert isinstance(client.data_series_limiter.acquire(clock()), Permit)
+    assert isinstance(client.limiter(API).acquire(clock()), Permit)
     misbehave(braze, E500)
     pauses.before = lambda: setattr(clock, "ahead", clock.ahead + 5.0)
 
@@ -497,7 +500,7 @@ def test_a_retry_that_would_wait_too_long_for_the_pace(braze: Simulator, new_cli
     """Where the pace allows a retry only behind the deadline, none is waited for."""
     pauses = Pauses()
     client = new_client(requests_per_minute=1, stopped=pauses, random=Steady(0.0))
-    assert isinstance(client.data_series_limiter.acquire(time.monotonic()), Permit)
+    assert isinstance(client.limiter(API).acquire(time.monotonic()), Permit)
     braze.misbehave(E500)
 
     assert reason_of(client, timeout=30.0) is Reason.SERVER_ERROR
@@ -509,7 +512,7 @@ def test_retries_are_paced(braze: Simulator, new_client: NewClient) -> None:
     """A retry is a request like any other: it waits for its turn."""
     client = new_client(requests_per_minute=200)
     misbehave(braze, E500)
-    permit = client.data_series_limiter.acquire(time.monotonic())
+    permit = client.limiter(API).acquire(time.monotonic())
     assert isinstance(permit, Permit)
     started = time.monotonic()
 
@@ -520,7 +523,7 @@ def test_retries_are_paced(braze: Simulator, new_client: NewClient) -> None:
 @server
 def test_no_retry_during_a_pause(braze: Simulator, client: Client) -> None:
     """When another request was refused meanwhile, a retry would be one of the storm."""
-    client.data_series_limiter.record_failure(OPEN, RateLimited("", 60.0), time.monotonic())
+    client.limiter(API).record_failure(OPEN, RateLimited("", 60.0), time.monotonic())
     misbehave(braze, E500)
 
     assert reason_of(client) is Reason.SERVER_ERROR
@@ -541,7 +544,7 @@ def test_no_retry_after_the_stop(braze: Simulator, new_client: NewClient) -> Non
 @server
 def test_probes_are_single_requests(braze: Simulator, client: Client) -> None:
     """A probe that fails is followed by another probe of the limiter, not by a retry."""
-    limiter = client.data_series_limiter
+    limiter = client.limiter(API)
     limiter.record_failure(OPEN, RateLimited("", 0.0), time.monotonic())
     misbehave(braze, E500)
     permit = limiter.acquire(time.monotonic())
@@ -560,8 +563,8 @@ def test_a_rate_limit_pauses_until_its_reset(braze: Simulator, client: Client) -
     braze.misbehave(Status(429, headers={"Date": DATE, "X-RateLimit-Reset": f"{NOON + 30}"}))
 
     assert reason_of(client) is Reason.RATE_LIMITED
-    assert client.data_series_limiter.paused is Reason.RATE_LIMITED
-    assert 20 < client.data_series_limiter.paused_for(time.monotonic()) <= 30
+    assert client.limiter(API).paused is Reason.RATE_LIMITED
+    assert 20 < client.limiter(API).paused_for(time.monotonic()) <= 30
 
 
 @server
@@ -571,7 +574,7 @@ def test_a_rate_limit_without_a_date_goes_by_our_clock(braze: Simulator, new_cli
     braze.misbehave(Status(429, headers={"Date": "", "X-RateLimit-Reset": f"{NOON + 200}"}))
 
     assert reason_of(client) is Reason.RATE_LIMITED
-    assert 150 < client.data_series_limiter.paused_for(time.monotonic()) <= 200
+    assert 150 < client.limiter(API).paused_for(time.monotonic()) <= 200
 
 
 @server
@@ -584,7 +587,7 @@ def test_a_wrong_key_pauses_for_an_interval(
     braze.misbehave(Status(401))
 
     assert reason_of(client) is Reason.UNAUTHORIZED
-    assert longest - 10 < client.data_series_limiter.paused_for(time.monotonic()) <= longest
+    assert longest - 10 < client.limiter(API).paused_for(time.monotonic()) <= longest
 
 
 @server
@@ -605,7 +608,7 @@ def test_pauses_are_logged_once(
     assert [record.levelname for record in caplog.records] == ["ERROR" if status == 401 else "WARNING", "INFO"]
     assert vars(caplog.records[0])["workspace"] == "main"
     assert float(vars(caplog.records[0])["next_request_in"].removesuffix("s")) > 50
-    assert caplog.messages[1] == "Braze answers again"
+    assert caplog.messages[1] == "Braze accepts requests again"
     assert braze.api_key not in str([vars(record) for record in caplog.records])
 
 
@@ -650,7 +653,7 @@ def test_statistics_are_copies(client: Client) -> None:
     """What was read once does not change when more happens."""
     before = client.statistics["data_series"]
     ask(client)
-    client.count_failure("data_series", Reason.BAD_PAYLOAD)
+    client.counters.count_failure("data_series", Reason.BAD_PAYLOAD)
 
     assert before.requests == 0
     assert sum(before.durations) == sum(before.failures.values()) == 0
@@ -695,7 +698,7 @@ def test_a_new_key_is_used_with_the_next_probe(braze: Simulator, new_client: New
 
     assert reason_of(client) is Reason.UNAUTHORIZED
     assert reason_of(client, permit=PROBE) is None
-    assert client.data_series_limiter.paused is None
+    assert client.limiter(API).paused is None
 
 
 @server
@@ -708,9 +711,9 @@ def test_a_replaced_key_is_not_repeated_either(braze: Simulator, new_client: New
     braze.misbehave(Status(400, json.dumps({"message": f"{old.upper()} has ended"}).encode()))
 
     with pytest.raises(BrazeError) as raised:
-        client.data_series("id", days=3, permit=PROBE, timeout=5)
+        client.request(API, "id", poll=Poll(timeout=5), permit=PROBE)
 
-    assert str(raised.value) == "Braze answered 400"
+    assert str(raised.value) == "Braze responded with 400"
 
 
 @server
@@ -727,7 +730,7 @@ def test_a_refusal_of_a_replaced_key_is_none(braze: Simulator, new_client: NewCl
 
         assert asked.result() is None
     assert [request.status for request in braze.requests] == [401, 200]
-    assert client.data_series_limiter.paused is None
+    assert client.limiter(API).paused is None
 
 
 class HangingVolume:

@@ -23,7 +23,7 @@ from exporter.braze.errors import Reason
 from exporter.config import Campaign, Config, Workspace
 from exporter.reload import Configuration
 from exporter.shards import WHOLE, Shard
-from exporter.state import CampaignState, Failure, WorkspaceState
+from exporter.state import CampaignKey, CampaignState, Failure, WorkspaceState
 from exporter.web.pages import CONTENT_SECURITY_POLICY, config_page, landing_page
 
 NOW = 1_772_600_000.0  # 2026-03-04 04:53:20 UTC
@@ -42,9 +42,18 @@ CONFIG = Config(
 )
 WORKSPACE = WorkspaceState("main", ZONE.key, 1, up=True, paused=None, apis={"data_series": ApiStatistics()})
 POLLED = CampaignState(
-    "main", ZONE, ID, "Welcome", 300, up=True, last_success=NOW - 200, polls=3, latest=Day(date(2026, 3, 4), {}, ())
+    "main",
+    "data_series",
+    ZONE,
+    ID,
+    "Welcome",
+    300,
+    up=True,
+    last_success=NOW - 200,
+    polls=3,
+    latest=Day(date(2026, 3, 4), {}, ()),
 )
-UNPOLLED = CampaignState("main", ZONE, ID, "Welcome", 300)
+UNPOLLED = CampaignState("main", "data_series", ZONE, ID, "Welcome", 300)
 
 
 def failed(reason: Reason, detail: str = "no") -> CampaignState:
@@ -60,7 +69,7 @@ def configuration(shard: Shard = WHOLE) -> Configuration:
 def page(
     *campaigns: CampaignState,
     workspaces: Sequence[WorkspaceState] = (WORKSPACE,),
-    shown: Mapping[tuple[str, str], int] | None = None,
+    shown: Mapping[CampaignKey, int] | None = None,
     configured: Configuration | None = None,
     path: str = "/metrics",
 ) -> "Reader":
@@ -149,12 +158,12 @@ def test_links_work_below_any_path(path: str, address: str) -> None:
         (POLLED, ["up", f"Welcome |{ID}", "main", "", "2026-03-04 04:50:00 |3m ago", "2026-03-04", "42"]),
         (UNPOLLED, ["not polled yet", f"Welcome |{ID}", "main", "", "never", "none", "42"]),
         (
-            failed(Reason.BAD_REQUEST, "Braze answered 400: <b>no</b>"),
+            failed(Reason.BAD_REQUEST, "Braze responded with 400: <b>no</b>"),
             [
                 "failing",
                 f"Welcome |{ID}",
                 "main",
-                "bad request Braze answered 400: <b>no</b>",
+                "bad request Braze responded with 400: <b>no</b>",
                 "2026-03-04 04:50:00 |3m ago",
                 "2026-03-04",
                 "42",
