@@ -8,22 +8,13 @@ from typing import TYPE_CHECKING
 
 from exporter.braze.api import Api, RateLimit
 from exporter.braze.data_series import parse_data_series
-from exporter.metrics import (
-    CAMPAIGN_STATUS,
-    DAY_FAMILIES,
-    OWN_FAMILIES,
-    day_rows,
-)
+from exporter.metrics import CAMPAIGN_STATUS, DAY_FAMILIES, OWN_FAMILIES, day_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from exporter.braze.data_series import DataSeries
-    from exporter.metrics import (
-        Family,
-        Row,
-        StatusFamilies,
-    )
+    from exporter.metrics import Family, Row, StatusFamilies
     from exporter.state import CampaignState
 
 

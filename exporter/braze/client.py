@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import math
-import threading
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Generic
 
 from exporter import __version__
 from exporter.braze.api import Parsed_co
+from exporter.braze.api_key import ApiKey
 from exporter.braze.counters import Counters
 from exporter.braze.decoding import DecodingError, Lanes, TooManyValues, Turn, decoded
 from exporter.braze.errors import UNEXPECTED, BrazeError, PayloadError, RateLimited, Reason, log_traceback
 from exporter.braze.rate_limiter import LONGEST_PAUSE, LONGEST_WAIT, Permit, RateLimiter, back_off, requested_wait
 from exporter.braze.transport import NotConnected, NotDecoded, NotTrusted, TimedOut, TooLarge, Transport, TransportError
-from exporter.config import MOST_CONCURRENCY, ConfigError, read_api_key
+from exporter.config import MOST_CONCURRENCY, read_api_key
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Mapping, Sequence
     from random import Random
 
@@ -78,19 +79,12 @@ class Client:
             )
             for rate_limit in {api.rate_limit: None for api in apis}
         }
-        self._interval = interval
-        self._environ = environ
+        self._key = ApiKey(workspace, interval=interval, environ=environ, monotonic=monotonic, read_key=read_key)
         self._wall = wall
         self._monotonic = monotonic
         self._lanes = lanes or Lanes()
         self._random = random
         self._stopped = stopped
-        self._key_lock = threading.Lock()  # one thread decides to read the key, and none mixes two workspaces' settings
-        self._key_reader = read_key
-        self._keys = [read_key(workspace, environ)]
-        self._key_read_at = monotonic()
-        self._key_being_read = False
-        self._key_readable = True
         self._transport = Transport(
             workspace.endpoint,
             headers={
@@ -105,7 +99,7 @@ class Client:
     @property
     def secrets(self) -> tuple[str, ...]:
         """The keys that were used so far, for the logs to hide."""
-        return tuple(self._keys)
+        return self._key.used
 
     @property
     def paused(self) -> Reason | None:
@@ -127,12 +121,8 @@ class Client:
 
         The key is read again; return whether it replaces one that Braze refused, so that a probe is due.
         """
-        with self._key_lock:
-            self.workspace = workspace
-            self._interval = interval
-            before = self._keys[-1]
-        self._read_key(workspace)
-        replaced = self._keys[-1] != before
+        self.workspace = workspace
+        replaced = self._key.change(workspace, interval=interval)
         for rate_limit, limiter in self._limiters.items():
             limiter.change(
                 requests_per_minute=rate_limit.requests_per_minute(workspace) / self._total_shards,
@@ -204,14 +194,14 @@ class Client:
         raise AssertionError("the last attempt returns or raises")
 
     def _attempt(self, api: str, target: str, permit: Permit, deadline: float) -> tuple[bytes, Turn]:
-        key = self._api_key(fresh=permit.probe)
+        key = self._key.get(fresh=permit.probe)
         turn = Turn(self._lanes)
         try:
             return _body(self._reply(api, target, key, deadline, turn), self.secrets, self._wall()), turn
         except BrazeError as error:
             turn.end()
             self.counters.count_failure(api, error.reason)
-            if error.reason is not Reason.UNAUTHORIZED or key == self._keys[-1]:
+            if error.reason is not Reason.UNAUTHORIZED or key == self._key.used[-1]:
                 raise
         return self._attempt(api, target, permit, deadline)  # the key was replaced meanwhile, the new one is untested
 
@@ -251,46 +241,6 @@ class Client:
                 return taken
             wait = min(taken, LONGEST_WAIT) if now + taken < deadline else math.inf
         return None
-
-    def _api_key(self, *, fresh: bool) -> str:
-        """Return the key, read again once per interval and for `fresh`; an unusable one is ignored.
-
-        One thread reads it, without the lock, as its volume may hang: the others keep using the old key.
-        """
-        with self._key_lock:
-            now = self._monotonic()
-            due = not self._key_being_read and (fresh or now - self._key_read_at >= self._interval)
-            if due:
-                self._key_read_at = now
-                self._key_being_read = True
-            workspace = self.workspace
-        if due:
-            try:
-                self._read_key(workspace)
-            finally:
-                self._key_being_read = False
-        return self._keys[-1]
-
-    def _read_key(self, workspace: Workspace) -> None:
-        key, problem = "", ""
-        try:
-            key = self._key_reader(workspace, self._environ)
-        except ConfigError as error:
-            problem = str(error)
-        with self._key_lock:
-            if workspace is not self.workspace:  # changed by a reload meanwhile, which reads the key
-                return
-            news = self._key_readable if problem else key != self._keys[-1]
-            self._key_readable = not problem
-            if news and not problem:
-                self._keys = [*(old for old in self._keys if old != key), key]
-        where = {"workspace": workspace.name}
-        if news and problem:
-            logger.warning(
-                "the API key cannot be read again, keeping the previous one", extra={**where, "error": problem}
-            )
-        elif news:
-            logger.info("the API key was replaced", extra=where)
 
 
 _RETRIED = {Reason.CONNECTION, Reason.SERVER_ERROR}
