@@ -29,10 +29,9 @@ from zoneinfo import ZoneInfo
 import requests
 import yaml
 
-from exporter.braze.client import ApiStatistics
+from exporter.braze.counters import ApiStatistics
 from exporter.exposition import render
-from exporter.metrics import day_rows, day_timestamp, exporter_rows, status_rows, workspace_rows
-from exporter.poller import CampaignState, WorkspaceState
+from exporter.metrics import CAMPAIGN_STATUS, day_rows, day_timestamp, exporter_rows, status_rows, workspace_rows
 from exporter.simulator.server import (
     ALL_DAY,
     CONTROL_GROUP,
@@ -43,6 +42,7 @@ from exporter.simulator.server import (
     ChannelModel,
     VariationModel,
 )
+from exporter.state import CampaignState, WorkspaceState
 from tests.support.dashboards import UIDS, Json, as_list, filled_in, panels
 from tests.support.history import polled
 from tests.support.servers import (
@@ -190,10 +190,10 @@ def exposition(world: Mapping[str, Sequence[CampaignModel]], now: float) -> byte
     for workspace, models in world.items():
         for model in models:
             state = polled(workspace, ZoneInfo(ZONES[workspace]), model, now)
-            pieces.extend(render((*day_rows(state), *status_rows(state, 0))).values())
+            pieces.extend(render((*day_rows(state), *status_rows(state, 0, CAMPAIGN_STATUS))).values())
         api = ApiStatistics(rate_limit=50_000, rate_limit_remaining=49_000, rate_limit_reset=now + _DAY)
         zone = ZONES[workspace]
-        shown = WorkspaceState(workspace, zone, len(models), up=True, closed=None, apis={"data_series": api})
+        shown = WorkspaceState(workspace, zone, len(models), up=True, paused=None, apis={"data_series": api})
         pieces.extend(render(workspace_rows(shown)).values())
     own = exporter_rows(version="1", python_version="3.13", reload_successful=True, reload_time=now, series=1)
     pieces.extend(render(own).values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from exporter.braze.client import Reason
+from exporter.braze.errors import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

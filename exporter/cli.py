@@ -22,12 +22,13 @@ from exporter.commands import check
 from exporter.commands.print import Round, replace_file
 from exporter.commands.progress import Progress
 from exporter.config import ConfigError
-from exporter.exposition import Exposition
 from exporter.flags import CAMPAIGNS, SIMULATED_KEY, flag_parser
-from exporter.poller import Poller, system_clock
+from exporter.poller import Poller
+from exporter.publisher import Publisher
 from exporter.reload import Configuration, Reloads
 from exporter.shards import WHOLE, Shard
 from exporter.simulator.server import Simulator
+from exporter.state import system_clock
 from exporter.system import open_files, systemd
 from exporter.system.files import Watch, digests
 from exporter.system.open_files import TooFewOpenFilesError
@@ -424,7 +425,8 @@ class _Process:
         self._status = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = asyncio.Event()
-        self._exposition = Exposition(loaded.limits)
+        publisher = Publisher(loaded.limits)
+        self._exposition = publisher.exposition
         self._ready = Ready(self._exposition, monotonic=time.monotonic, fatal=self._fail)
         try:
             self.poller = Poller(
@@ -432,7 +434,7 @@ class _Process:
                 total_shards=shard.total,
                 environ=os.environ,
                 clock=system_clock(),
-                exposition=self._exposition,
+                publisher=publisher,
                 fatal=self._fail,
             )
         except ConfigError as error:  # a key that was there a moment ago

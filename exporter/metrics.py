@@ -1,4 +1,4 @@
-"""The catalogue of metric families, and the samples that a campaign's and a workspace's state make. Pure."""
+"""Metric families, and the rows of samples of a campaign's and a workspace's state. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from datetime import UTC, datetime, time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from exporter.braze.client import DURATION_BUCKETS, Reason
+from exporter.braze.counters import DURATION_BUCKETS
+from exporter.braze.errors import Reason
 from exporter.catalogue import CAMPAIGN_STATISTICS, CONVERSIONS, MESSAGE_STATISTICS, REVENUE, conversion
 from exporter.shards import WHOLE
 
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from datetime import date
     from zoneinfo import ZoneInfo
 
-    from exporter.braze.client import ApiStatistics
+    from exporter.braze.counters import ApiStatistics
     from exporter.braze.data_series import Day, Variation
-    from exporter.poller import CampaignState, WorkspaceState
     from exporter.shards import Shard
+    from exporter.state import CampaignState, WorkspaceState
 
 MetricType = Literal["gauge", "counter", "info", "histogram"]
 Labels = tuple[tuple[str, str], ...]
@@ -28,41 +29,49 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric family: its name as the text format has it, and what its HELP and TYPE lines say."""
+    """One metric family: its name in the text format, its HELP and TYPE; `day` is that of its samples, if of one."""
 
     name: str
     help: str
     labels: tuple[str, ...]
     type: MetricType = "gauge"
+    day: str = ""
 
 
 Series = tuple[str, tuple[str, str] | None, str]
-"""What tells a sample from others of its row: its family's name, a label beside the row's, a histogram's suffix."""
+"""Identity of a sample in its row: the family's name, one more label than the row's, a histogram's suffix."""
 
 Sample = tuple[Series, float]
 """One number; a plain tuple, as each poll makes a hundred of them."""
 
 
 class Row(NamedTuple):
-    """Samples that have their labels in common; `place` tells a campaign's rows apart, whatever its name is."""
+    """Samples with the same labels; `place` identifies it among a campaign's rows and begins with its day, if any."""
 
     place: tuple[str, ...]
     labels: Labels
     samples: tuple[Sample, ...]
 
 
+LATEST_DAY, PREVIOUS_DAY = "latest", "previous"
 LATEST = "braze_"
 PREVIOUS = "braze_previous_day_"
 
 CAMPAIGN_LABELS = ("campaign_id", "campaign_name", "workspace")
 VARIATION_LABELS = ("campaign_id", "campaign_name", "channel", "variation_id", "variation_name", "workspace")
 
-# What is said of a variation and of a whole campaign alike. `{}` is whose it is.
+# HELP of the families of a variation and of a whole campaign, which `{}` stands for.
 _REVENUE = "Revenue in US dollars of {}; revenue of several campaigns overlaps"
 _EVENT = "by conversion event (A is the primary one; other: all beyond Z)"
 _CONVERSIONS = f"Conversions of {{}}, on the day they happened, {_EVENT}"
 _CONVERSIONS_BY_SEND_TIME = f"Conversions of {{}}, on the day the message was sent, {_EVENT}"
 _OTHER = "Any other numeric statistic of {}, by Braze's name for it"
+
+
+_DAYS = {
+    LATEST_DAY: "latest day, which may still be running",
+    PREVIOUS_DAY: "previous day, the newest before the latest, complete",
+}
 
 
 class _Group(NamedTuple):
@@ -76,8 +85,8 @@ class _Group(NamedTuple):
 
 def _group(prefix: str, labels: tuple[str, ...], statistics: dict[str, str], whose: str, path: str, day: str) -> _Group:
     def family(name: str, text: str, source: str, *extra: str) -> Family:
-        words = f"{text}; {day}. Braze's {path}{source}, polled, not read at scrape time."
-        return Family(prefix + name, words, (*labels, *extra))
+        words = f"{text}; {_DAYS[day]}. Braze's {path}{source}, polled, not read at scrape time."
+        return Family(prefix + name, words, (*labels, *extra), day=day)
 
     own = {name: family(name, text, name) for name, text in statistics.items()}
     by_statistic: dict[str, Series] = {name: (own[name].name, None, "") for name in own}
@@ -94,77 +103,93 @@ def _group(prefix: str, labels: tuple[str, ...], statistics: dict[str, str], who
 class _DayGroups(NamedTuple):
     """The families of one of the two days."""
 
-    prefix: str
+    day: str
     campaign: _Group
     variation: _Group
     timestamp: Family
 
+    @property
+    def families(self) -> tuple[Family, ...]:
+        return (*self.variation.families.values(), *self.campaign.families.values(), self.timestamp)
+
 
 def _day_groups(prefix: str, day: str) -> _DayGroups:
-    campaign = _group(
-        f"{prefix}campaign_",
-        CAMPAIGN_LABELS,
-        CAMPAIGN_STATISTICS,
-        "the campaign",
-        "data[].",
-        day,
-    )
+    campaign = _group(f"{prefix}campaign_", CAMPAIGN_LABELS, CAMPAIGN_STATISTICS, "the campaign", "data[].", day)
     variation = _group(
         f"{prefix}message_", VARIATION_LABELS, MESSAGE_STATISTICS, "the variation", "data[].messages.<channel>[].", day
     )
     timestamp = Family(
         f"{prefix}campaign_day_timestamp_seconds",
-        f"Start of the day that the counts are of, in the workspace's time zone; {day}. "
+        f"Start of the day that the counts are of, in the workspace's time zone; {_DAYS[day]}. "
         "Braze's data[].time, polled, not read at scrape time.",
         CAMPAIGN_LABELS,
+        day=day,
     )
-    return _DayGroups(prefix, campaign, variation, timestamp)
+    return _DayGroups(day, campaign, variation, timestamp)
 
 
-_LATEST_GROUPS = _day_groups(LATEST, "latest day, which may still be running")
-_PREVIOUS_GROUPS = _day_groups(PREVIOUS, "previous day, the newest before the latest, complete")
+_LATEST_GROUPS = _day_groups(LATEST, LATEST_DAY)
+_PREVIOUS_GROUPS = _day_groups(PREVIOUS, PREVIOUS_DAY)
+
+DAY_FAMILIES = _LATEST_GROUPS.families + _PREVIOUS_GROUPS.families
+"""Families of a campaign's two days: present while its last success is not stale."""
 
 
 def _own(name: str, text: str, *labels: str, type: MetricType = "gauge") -> Family:  # noqa: A002 - Prometheus' word
     return Family(name, f"{text}. Counted by the exporter.", labels, type)
 
 
-UP = _own(
-    "braze_campaign_up",
-    "1 when the last poll of the campaign succeeded and its counts are shown, else 0; says nothing of its activity",
-    *CAMPAIGN_LABELS,
-)
-LAST_SUCCESS = _own(
-    "braze_campaign_last_success_timestamp_seconds", "When the campaign was last polled with success", *CAMPAIGN_LABELS
-)
-POLLS = _own("braze_campaign_polls_total", "Polls of the campaign that ended", *CAMPAIGN_LABELS, type="counter")
-POLL_FAILURES = _own(
-    "braze_campaign_poll_failures_total",
-    "Polls of the campaign that failed, by the reason of the last try; a reason appears with its first failure",
-    *CAMPAIGN_LABELS,
-    "reason",
-    type="counter",
-)
-POLL_INTERVAL = _own(
-    "braze_campaign_poll_interval_seconds", "How often the campaign is polled at present", *CAMPAIGN_LABELS
-)
-DROPPED_SERIES = _own(
-    "braze_exporter_dropped_series",
-    "Samples of the campaign that are not shown because of limits.series or limits.series_per_campaign",
-    "campaign_id",
-    "workspace",
-)
+class StatusFamilies(NamedTuple):
+    """Families about the polls of a campaign: present while it is configured."""
+
+    up: Family
+    last_success: Family
+    polls: Family
+    failures: Family
+    interval: Family
+    dropped: Family
+
+
+def status_families(prefix: str, dropped: str) -> StatusFamilies:
+    """Return the families about the polls of one API; `dropped` is the name of that about dropped samples."""
+    return StatusFamilies(
+        _own(
+            f"{prefix}up",
+            "1 when the last poll of the campaign succeeded and its counts are shown, else 0; "
+            "says nothing of its activity",
+            *CAMPAIGN_LABELS,
+        ),
+        _own(
+            f"{prefix}last_success_timestamp_seconds", "Time of the campaign's last successful poll", *CAMPAIGN_LABELS
+        ),
+        _own(f"{prefix}polls_total", "Finished polls of the campaign", *CAMPAIGN_LABELS, type="counter"),
+        _own(
+            f"{prefix}poll_failures_total",
+            "Failed polls of the campaign, by the reason of the last attempt; a reason appears with its first failure",
+            *CAMPAIGN_LABELS,
+            "reason",
+            type="counter",
+        ),
+        _own(f"{prefix}poll_interval_seconds", "Interval between two polls of the campaign", *CAMPAIGN_LABELS),
+        _own(
+            dropped,
+            "Samples of the campaign that are not shown because of limits.series or limits.series_per_campaign",
+            "campaign_id",
+            "workspace",
+        ),
+    )
+
+
+CAMPAIGN_STATUS = status_families("braze_campaign_", "braze_exporter_dropped_series")
 
 WORKSPACE_UP = _own(
     "braze_workspace_up",
-    "1 while Braze accepts the key and some campaign was polled with success within two intervals, else 0; "
+    "1 while Braze accepts the key and a poll of some campaign succeeded within two intervals, else 0; "
     "absent where another shard polls all its campaigns",
     "workspace",
 )
 WORKSPACE_CAMPAIGNS = _own("braze_workspace_campaigns", "Campaigns that are polled", "workspace")
-WORKSPACE_INFO = _own(
-    "braze_workspace_info", "The time zone that Braze's days are in", "timezone", "workspace", type="info"
-)
+WORKSPACE_INFO = _own("braze_workspace_info", "Time zone of Braze's days", "timezone", "workspace", type="info")
 API_REQUESTS = _own(
     "braze_api_requests_total", "Requests sent to Braze, retries included", "api", "workspace", type="counter"
 )
@@ -173,19 +198,19 @@ API_FAILURES = _own(
 )
 API_DURATION = _own(
     "braze_api_request_duration_seconds",
-    "Time from sending a request to the last byte of its answer",
+    "Time from sending a request to the last byte of its response",
     "api",
     "workspace",
     type="histogram",
 )
 API_RATE_LIMIT = _own(
-    "braze_api_rate_limit", "Requests that Braze allows in one window (X-RateLimit-Limit)", "api", "workspace"
+    "braze_api_rate_limit", "Requests allowed in one window of the rate limit (X-RateLimit-Limit)", "api", "workspace"
 )
 API_RATE_LIMIT_REMAINING = _own(
     "braze_api_rate_limit_remaining", "Requests left in the window (X-RateLimit-Remaining)", "api", "workspace"
 )
 API_RATE_LIMIT_RESET = _own(
-    "braze_api_rate_limit_reset_timestamp_seconds", "When the window ends (X-RateLimit-Reset)", "api", "workspace"
+    "braze_api_rate_limit_reset_timestamp_seconds", "End of the window (X-RateLimit-Reset)", "api", "workspace"
 )
 
 BUILD_INFO = _own(
@@ -195,33 +220,21 @@ RELOAD_SUCCESSFUL = _own(
     "braze_exporter_config_last_reload_successful", "1 when the last reload of the configuration succeeded"
 )
 RELOAD_TIME = _own(
-    "braze_exporter_config_last_reload_success_timestamp_seconds", "When the configuration was last loaded with success"
+    "braze_exporter_config_last_reload_success_timestamp_seconds",
+    "Time of the last successful load of the configuration",
 )
 WEB_CONFIG_SUCCESSFUL = _own(
     "braze_exporter_web_config_last_reload_successful",
     "1 when the last reload of the web configuration succeeded; only with --web.config.file",
 )
 SERIES = _own("braze_exporter_series", "Samples shown of Braze's numbers")
-SHARD = _own("braze_exporter_shard", "Which shard of the campaigns is polled, counted from 0")
+SHARD = _own("braze_exporter_shard", "Number of the shard whose campaigns are polled, counted from 0")
 TOTAL_SHARDS = _own("braze_exporter_total_shards", "Shards that the campaigns are split into")
 LOG_LINES_DROPPED = _own(
     "braze_exporter_log_lines_dropped_total",
-    "Lines of the log that were dropped because nobody read them or they could not be written",
+    "Log lines that were dropped because they were not read or could not be written",
     type="counter",
 )
-
-DAY_FAMILIES: tuple[Family, ...] = tuple(
-    family
-    for groups in (_LATEST_GROUPS, _PREVIOUS_GROUPS)
-    for family in (*groups.variation.families.values(), *groups.campaign.families.values(), groups.timestamp)
-)
-"""What is known of a campaign's two days: there while its last success is not stale."""
-
-DAYS = {family.name: PREVIOUS if family.name.startswith(PREVIOUS) else LATEST for family in DAY_FAMILIES}
-"""Which of the two days a family is about, by its name: the first part of the `place` of the rows that have it."""
-
-STATUS_FAMILIES: tuple[Family, ...] = (UP, LAST_SUCCESS, POLLS, POLL_FAILURES, POLL_INTERVAL, DROPPED_SERIES)
-"""How polling a campaign goes: there while the campaign is configured."""
 
 OWN_FAMILIES: tuple[Family, ...] = (
     WORKSPACE_UP,
@@ -242,16 +255,11 @@ OWN_FAMILIES: tuple[Family, ...] = (
     TOTAL_SHARDS,
     LOG_LINES_DROPPED,
 )
-"""Workspaces, their APIs and the exporter itself: read at each scrape."""
-
-CAMPAIGN_FAMILIES: tuple[Family, ...] = DAY_FAMILIES + STATUS_FAMILIES
-"""What changes with the polls of campaigns."""
-
-FAMILIES: tuple[Family, ...] = CAMPAIGN_FAMILIES + OWN_FAMILIES
+"""Families of workspaces, their APIs and the exporter itself: read at each scrape."""
 
 
 def day_rows(state: CampaignState) -> tuple[Row, ...]:
-    """Return the rows of the campaign's latest day, then of its previous day: what is served first comes first."""
+    """Return the rows of the campaign's latest day, then of its previous day: the first ones are admitted first."""
     rows: list[Row] = []
     for day, groups in ((state.latest, _LATEST_GROUPS), (state.previous, _PREVIOUS_GROUPS)):
         if day is not None:
@@ -260,23 +268,23 @@ def day_rows(state: CampaignState) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def status_rows(state: CampaignState, dropped: int) -> tuple[Row, ...]:
-    """Return how polling the campaign goes; `dropped` is the number of its samples that found no place."""
-    polling: list[Sample] = [_sample(POLLS, state.polls), _sample(POLL_INTERVAL, state.interval)]
+def status_rows(state: CampaignState, dropped: int, families: StatusFamilies) -> tuple[Row, ...]:
+    """Return the rows about the campaign's polls; `dropped` is the number of its samples over the series limits."""
+    polling = [_sample(families.polls, state.polls), _sample(families.interval, state.interval)]
     if state.up is not None:
-        polling.append(_sample(UP, state.up))
+        polling.append(_sample(families.up, state.up))
     if state.last_success is not None:
-        polling.append(_sample(LAST_SUCCESS, state.last_success))
-    polling.extend(_sample(POLL_FAILURES, count, ("reason", reason)) for reason, count in state.failures.items())
+        polling.append(_sample(families.last_success, state.last_success))
+    polling.extend(_sample(families.failures, count, ("reason", reason)) for reason, count in state.failures.items())
     ids = (("campaign_id", state.campaign_id), ("workspace", state.workspace))
     return (
         Row(("status",), _campaign_labels(state), tuple(polling)),
-        Row(("dropped",), ids, (_sample(DROPPED_SERIES, dropped),)),
+        Row(("dropped",), ids, (_sample(families.dropped, dropped),)),
     )
 
 
 def workspace_rows(state: WorkspaceState) -> Iterator[Row]:
-    """Yield what is known of a workspace and of each of Braze's endpoints it uses."""
+    """Yield the rows of a workspace and of each of Braze's APIs that it uses."""
     workspace = ("workspace", state.workspace)
     samples = [_sample(WORKSPACE_CAMPAIGNS, state.campaigns)]
     if state.up is not None:
@@ -298,7 +306,7 @@ def exporter_rows(
     web_config_successful: bool | None = None,
     log_lines_dropped: int = 0,
 ) -> Iterator[Row]:
-    """Yield what the exporter says of itself; `web_config_successful` is None where there is no web configuration."""
+    """Yield the rows of the exporter itself; `web_config_successful` is None without a web configuration."""
     yield Row((), (("python_version", python_version), ("version", version)), (_sample(BUILD_INFO, 1),))
     samples = (
         _sample(RELOAD_SUCCESSFUL, reload_successful),
@@ -326,7 +334,7 @@ def _midnight(day: date, timezone: ZoneInfo) -> float:
 def _campaign_row(state: CampaignState, day: Day, groups: _DayGroups) -> Row:
     timestamp = _sample(groups.timestamp, day_timestamp(day, state.timezone))
     samples = (timestamp, *_samples(day.statistics, groups.campaign))
-    return Row((groups.prefix,), _campaign_labels(state), samples)
+    return Row((groups.day,), _campaign_labels(state), samples)
 
 
 def _variation_row(state: CampaignState, variation: Variation, groups: _DayGroups) -> Row:
@@ -338,7 +346,7 @@ def _variation_row(state: CampaignState, variation: Variation, groups: _DayGroup
         ("variation_name", variation.name),
         ("workspace", state.workspace),
     )
-    place = (groups.prefix, variation.channel, variation.id, variation.name)
+    place = (groups.day, variation.channel, variation.id, variation.name)
     return Row(place, labels, tuple(_samples(variation.statistics, groups.variation)))
 
 
@@ -351,7 +359,7 @@ def _samples(statistics: dict[str, float], group: _Group) -> list[Sample]:
 
 
 def _other_samples(statistics: dict[str, float], group: _Group) -> Iterator[Sample]:
-    """Yield the samples of statistics that have no series of their own; conversions beyond the letters are summed."""
+    """Yield the samples of statistics without a series of their own; conversions beyond the letters are summed."""
     sums: dict[Series, float] = {}
     for statistic, number in statistics.items():
         if (beyond := conversion(statistic)) is not None:

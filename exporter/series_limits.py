@@ -1,4 +1,4 @@
-"""Which rows are served when `limits` leave no room for all of them. Pure but for what it remembers."""
+"""Series limits: the rows that are served when `limits` do not allow all of them. Pure but for what it remembers."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ if TYPE_CHECKING:
     from exporter.metrics import Row
 
 
-class Places:
-    """The places of rows, by campaign: what has one keeps it, and a newcomer gets one while there is room.
+class SeriesLimits:
+    """Rows that were admitted, by campaign: they stay admitted, and new ones are while the limits allow them.
 
-    A row is admitted whole or not at all. A campaign's places stay its own until its next rows come or it is released,
-    so that an outage in between changes nothing about who is served. Other `limits` hold from the next rows on.
+    A row is admitted whole or not at all. A campaign's rows stay admitted until its next rows come or it is dropped, so
+    that an outage in between does not change which rows are served. Other `limits` apply from the next rows on.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._held: dict[Hashable, set[tuple[str, ...]]] = {}
+        self._admitted: dict[Hashable, set[tuple[str, ...]]] = {}
         self._sizes: dict[Hashable, int] = {}
         self._total = 0
 
     def admit(self, campaign: Hashable, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows that have a place now, in their order; the campaign's other places become free."""
-        held = self._held.get(campaign, set())
-        room = min(self.limits.series_per_campaign, self.limits.series - self._total + self._sizes.get(campaign, 0))
+        """Return the rows that are admitted now, in their order, in place of the campaign's rows before."""
+        before = self._admitted.get(campaign, set())
+        left = min(self.limits.series_per_campaign, self.limits.series - self._total + self._sizes.get(campaign, 0))
         size = samples_in(rows)
-        if size > room:
-            rows = _first_that_fit(rows, held, room)
+        if size > left:
+            rows = _first_within(rows, before, left)
             size = samples_in(rows)
-        self.release(campaign)
-        self._held[campaign] = {row.place for row in rows}
+        self.drop(campaign)
+        self._admitted[campaign] = {row.place for row in rows}
         self._sizes[campaign] = size
         self._total += size
         return list(rows)
 
-    def crowded(self, campaign: Hashable) -> bool:
-        """Tell whether the limits no longer allow what is admitted of a campaign, or of all together."""
+    def exceeded(self, campaign: Hashable) -> bool:
+        """Return whether the admitted rows of a campaign, or of all together, are over the limits."""
         return self._total > self.limits.series or self._sizes.get(campaign, 0) > self.limits.series_per_campaign
 
-    def release(self, campaign: Hashable) -> None:
-        """Free all places of a campaign."""
-        self._held.pop(campaign, None)
+    def drop(self, campaign: Hashable) -> None:
+        """Forget all rows of a campaign."""
+        self._admitted.pop(campaign, None)
         self._total -= self._sizes.pop(campaign, 0)
 
 
 def samples_in(rows: Iterable[Row]) -> int:
-    """Return how many samples the rows have together."""
+    """Return the number of samples of all rows together."""
     return sum(len(row.samples) for row in rows)
 
 
-def _first_that_fit(rows: Sequence[Row], held: set[tuple[str, ...]], room: int) -> list[Row]:
-    """Choose rows until the room is used up: those that had a place before newcomers, each in their order."""
+def _first_within(rows: Sequence[Row], before: set[tuple[str, ...]], left: int) -> list[Row]:
+    """Choose rows until no sample is left: those that were admitted before come first, each in their order."""
     chosen: set[tuple[str, ...]] = set()
-    for row in sorted(rows, key=lambda row: row.place not in held):
-        if len(row.samples) <= room:
-            room -= len(row.samples)
+    for row in sorted(rows, key=lambda row: row.place not in before):
+        if len(row.samples) <= left:
+            left -= len(row.samples)
             chosen.add(row.place)
     return [row for row in rows if row.place in chosen]

@@ -1,7 +1,7 @@
 """Tests of exporter.advice: people are told of each reason what it means and what to do."""
 
 from exporter.advice import ADVICE
-from exporter.braze.client import Reason
+from exporter.braze.errors import Reason
 
 
 def test_every_reason_has_advice() -> None:

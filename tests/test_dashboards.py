@@ -11,7 +11,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from exporter.metrics import FAMILIES
+from exporter.polled import FAMILIES
 from exporter.simulator.server import STATISTICS
 from grafana.source.channels import CHANNELS, COLORS
 from grafana.source.generate import FOLDER, files

@@ -11,8 +11,9 @@ import pytest
 
 from exporter import config
 from exporter.advice import ADVICE
-from exporter.braze.client import Reason
-from exporter.metrics import FAMILIES, LATEST, PREVIOUS, Family
+from exporter.braze.errors import Reason
+from exporter.metrics import LATEST, PREVIOUS, Family
+from exporter.polled import FAMILIES
 from tests.support.servers import ROOT
 
 DOCUMENTS = {

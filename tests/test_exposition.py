@@ -21,12 +21,15 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample as ReferenceSample
 
-from exporter.braze.client import ApiStatistics, Reason
-from exporter.braze.data_series import Day, PayloadError, Variation, clean, parse_data_series
+from exporter.braze.counters import ApiStatistics
+from exporter.braze.data_series import Day, Variation, clean, parse_data_series
+from exporter.braze.errors import PayloadError, Reason
 from exporter.config import Limits
 from exporter.exposition import Exposition, Format, value_text, written, written_metrics
-from exporter.metrics import DAYS, FAMILIES, Row, day_rows, exporter_rows, status_rows, workspace_rows
-from exporter.poller import CampaignState, WorkspaceState
+from exporter.metrics import CAMPAIGN_STATUS, Row, day_rows, exporter_rows, status_rows, workspace_rows
+from exporter.polled import DATA_SERIES, FAMILIES
+from exporter.publisher import Publisher
+from exporter.state import CampaignState, WorkspaceState
 from tests.support.strategies import ANSWERS
 
 TEXT = st.text() | st.text(alphabet='\\"\n,={} \r\0\x1f\x85ü🛒')
@@ -48,6 +51,7 @@ SOME_DAYS = st.builds(
 STATES = st.builds(
     CampaignState,
     LABEL_VALUES,
+    st.just("data_series"),
     st.sampled_from(["UTC", "Asia/Kolkata", "America/New_York"]).map(ZoneInfo),
     LABEL_VALUES,
     LABEL_VALUES,
@@ -63,6 +67,7 @@ STATES = st.builds(
 LIMITS = Limits(series=1_000_000, series_per_campaign=10_000)
 STATE = CampaignState(
     workspace="main",
+    api="data_series",
     timezone=ZoneInfo("UTC"),
     campaign_id="3bbc4555-8fa0-4c9b-a5c0-4505edf3e064",
     campaign_name="Welcome",
@@ -128,13 +133,16 @@ def joined(exposition: Exposition, form: Format = Format.TEXT) -> str:
 @given(state=STATES, dropped=st.integers(0, 10**7))
 def test_equals_prometheus_client(form: Format, state: CampaignState, dropped: int) -> None:
     """Any campaign is rendered byte for byte as prometheus_client renders the same samples."""
-    exposition = Exposition(LIMITS)
-    exposition.publish(state)
+    publisher = Publisher(LIMITS)
+    exposition = publisher.exposition
+    publisher.publish(state)
 
-    expected = rendered([*day_rows(state), *status_rows(state, 0)], form)
+    expected = rendered([*day_rows(state), *status_rows(state, 0, CAMPAIGN_STATUS)], form)
 
     assert expected == b"".join(exposition.snapshot().pieces(form))
-    assert rendered(status_rows(state, dropped), form) == written(status_rows(state, dropped), form)
+    assert rendered(status_rows(state, dropped, CAMPAIGN_STATUS), form) == written(
+        status_rows(state, dropped, CAMPAIGN_STATUS), form, FAMILIES
+    )
 
 
 @pytest.mark.parametrize("form", Format)
@@ -145,7 +153,7 @@ def test_own_metrics_equal_prometheus_client(form: Format, data: st.DataObject) 
     for seconds in data.draw(st.lists(st.floats(0, 100))):
         statistics.observe(seconds)
     workspace = WorkspaceState(
-        data.draw(LABEL_VALUES), data.draw(LABEL_VALUES), 3, up=True, closed=None, apis={"data_series": statistics}
+        data.draw(LABEL_VALUES), data.draw(LABEL_VALUES), 3, up=True, paused=None, apis={"data_series": statistics}
     )
     own = exporter_rows(version="1", python_version="3", reload_successful=True, reload_time=1.5e9, series=7)
     rows = [*workspace_rows(workspace), *own]
@@ -190,13 +198,14 @@ def test_value_text(value: float, text: str) -> None:
 @given(st.lists(STATES, max_size=4, unique_by=lambda state: state.key))
 def test_parsers_read_it_back(states: list[CampaignState]) -> None:
     """prometheus_client's parsers read both formats, and find every sample with its labels and value."""
-    exposition = Exposition(LIMITS)
+    publisher = Publisher(LIMITS)
+    exposition = publisher.exposition
     for state in states:
-        exposition.publish(state)
+        publisher.publish(state)
     expected = sorted(
         (family, sorted([*row.labels, *filter(None, [label])]), value)
         for state in states
-        for row in (*day_rows(state), *status_rows(state, 0))
+        for row in (*day_rows(state), *status_rows(state, 0, CAMPAIGN_STATUS))
         for (family, label, _), value in row.samples
     )
 
@@ -215,9 +224,10 @@ def test_parsers_read_it_back(states: list[CampaignState]) -> None:
 @given(st.lists(STATES, max_size=6))
 def test_label_sets_never_collide(states: list[CampaignState]) -> None:
     """Whatever the names are, no two sample lines have the same labels."""
-    exposition = Exposition(LIMITS)
+    publisher = Publisher(LIMITS)
+    exposition = publisher.exposition
     for state in states:
-        exposition.publish(state)
+        publisher.publish(state)
     series = [line.rpartition(" ")[0] for line in joined(exposition).split("\n") if line and not line.startswith("#")]
 
     assert len(series) == len(set(series))
@@ -227,13 +237,14 @@ def test_label_sets_never_collide(states: list[CampaignState]) -> None:
 @given(value=ANSWERS, name=LABEL_VALUES)
 def test_hostile_answers_never_break_the_page(value: object, name: str) -> None:
     """Whatever Braze answers is refused as a whole or served so that parsers read it, one sample a label set."""
-    exposition = Exposition(LIMITS)
-    exposition.publish(STATE)
+    publisher = Publisher(LIMITS)
+    exposition = publisher.exposition
+    publisher.publish(STATE)
     try:
         parsed = parse_data_series(value)
     except PayloadError:
         return
-    exposition.publish(
+    publisher.publish(
         replace(STATE, campaign_id="hostile", campaign_name=name, latest=parsed.latest, previous=parsed.previous)
     )
     samples = [
@@ -252,17 +263,6 @@ def test_heads_need_no_escaping() -> None:
         assert family.help.isascii()
         assert family.help.isprintable()
         assert not set(family.help) & set('\\"')
-
-
-def test_publishing_replaces_what_was() -> None:
-    """A family that an answer no longer has goes, the others get their new values."""
-    exposition = Exposition(LIMITS)
-    exposition.publish(STATE)
-    exposition.publish(replace(STATE, latest=Day(date(2026, 3, 3), {}, (Variation("email", "1", "", {"read": 6.0}),))))
-
-    assert "braze_message_sent" not in joined(exposition)
-    assert 'variation_name="",workspace="main"} 6.0\n' in joined(exposition)
-    assert exposition.shown(STATE.key) == 2
 
 
 @settings(max_examples=500)
@@ -284,33 +284,36 @@ def test_publishing_replaces_what_was() -> None:
 )
 def test_only_the_last_state_counts(states: list[tuple[Limits, CampaignState]]) -> None:
     """However a campaign came to be what it is, it is shown as if it had never been anything else."""
-    exposition = Exposition(LIMITS)
+    publisher = Publisher(LIMITS)
+    exposition = publisher.exposition
+    names = "|".join(family.name for family in DATA_SERIES.families)
     for limits, state in states:
-        exposition.limit(limits, [])
-        exposition.publish(state)
-        assert len(re.findall("^(?:" + "|".join(DAYS) + "){", joined(exposition), re.MULTILINE)) == exposition.series
-    exposition.limit(LIMITS, [state])
-    new = Exposition(LIMITS)
+        publisher.limit(limits, [])
+        publisher.publish(state)
+        assert len(re.findall(f"^(?:{names}){{", joined(exposition), re.MULTILINE)) == exposition.series
+    publisher.limit(LIMITS, [state])
+    new = Publisher(LIMITS)
     new.publish(state)
 
-    assert joined(exposition) == joined(new)
-    assert exposition.series == new.series
+    assert joined(exposition) == joined(new.exposition)
+    assert exposition.series == new.exposition.series
 
 
 def test_a_snapshot_is_of_one_moment() -> None:
     """Whoever takes a snapshot while a campaign is published has all of one state and nothing of another."""
-    exposition = Exposition(LIMITS)
+    publisher = Publisher(LIMITS)
+    exposition = publisher.exposition
     states = [
         replace(STATE, polls=number, latest=Day(date(2026, 3, number), dict.fromkeys(EVERY, float(number)), ()))
         for number in (1, 2)
     ]
-    exposition.publish(states[0])
+    publisher.publish(states[0])
     stopped = threading.Event()
 
     def publish() -> None:
         while not stopped.is_set():
             for state in states:
-                exposition.publish(state)
+                publisher.publish(state)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -326,133 +329,12 @@ def test_a_snapshot_is_of_one_moment() -> None:
     assert {frozenset(values) for values in seen} <= {frozenset({"1.0"}), frozenset({"2.0"})}
 
 
-def test_a_new_name_moves_the_series() -> None:
-    """A renamed campaign has its series under the new name alone."""
-    exposition = Exposition(LIMITS)
-    exposition.publish(STATE)
-    exposition.publish(replace(STATE, campaign_name="Hello"))
-
-    assert "Welcome" not in joined(exposition)
-    assert 'campaign_name="Hello"' in joined(exposition)
-
-
-def test_withdrawing_leaves_nothing() -> None:
-    """A campaign that is taken away leaves no sample."""
-    exposition = Exposition(LIMITS)
-    exposition.publish(STATE)
-    exposition.withdraw(STATE.key)
-
-    assert joined(exposition) == ""
-    assert exposition.series == 0
-
-
-def test_what_is_dropped_is_counted() -> None:
-    """A row without a place is dropped whole, and its campaign says how many samples that is."""
-    exposition = Exposition(Limits(series=1000, series_per_campaign=1))
-    exposition.publish(STATE)
-
-    assert "braze_message_sent" not in joined(exposition)
-    assert (
-        'braze_exporter_dropped_series{campaign_id="3bbc4555-8fa0-4c9b-a5c0-4505edf3e064",workspace="main"} 1.0'
-        in joined(exposition)
-    )
-    assert exposition.series == 1
-
-
-def test_what_was_left_out_of_the_response_counts_as_dropped() -> None:
-    """Samples that were so many that they are not even kept are counted with those that found no place."""
-    exposition = Exposition(Limits(series=1000, series_per_campaign=1))
-    exposition.publish(replace(STATE, dropped=500))
-
-    assert 'workspace="main"} 501.0\n' in joined(exposition)
-    exposition.limit(LIMITS, [replace(STATE, dropped=500)])
-    assert 'workspace="main"} 500.0\n' in joined(exposition)
-
-
-def test_dropped_samples_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """It is said when samples are dropped, how many of which campaign, again when that changes, and when it is over."""
-    caplog.set_level("INFO")
-    exposition = Exposition(Limits(series=1000, series_per_campaign=1))
-    for state in (STATE, replace(STATE, up=False), replace(STATE, latest=OTHER_DAY), STATE):
-        exposition.publish(state)
-    exposition.limit(LIMITS, [STATE])
-    exposition.publish(STATE)
-
-    told = [(record.levelname, vars(record).get("dropped")) for record in caplog.records]
-    assert told == [("WARNING", 1), ("WARNING", 4), ("WARNING", 1), ("INFO", None)]
-    assert caplog.messages[0].startswith("samples are dropped: limits.series or limits.series_per_campaign")
-    assert caplog.messages[-1] == "all samples are shown again"
-    for record in caplog.records:
-        assert (vars(record)["workspace"], vars(record)["campaign_id"]) == STATE.key
-
-
-def test_settling_goes_by_the_order_of_the_states() -> None:
-    """Who answers first at a start does not decide who is shown, the order of the configuration does."""
-    exposition = Exposition(Limits(series=5, series_per_campaign=5))
-    states = [replace(STATE, campaign_id=name) for name in "abc"]
-    for state in reversed(states):
-        exposition.publish(state)
-    before = [exposition.shown(state.key) for state in states]
-    exposition.settle(states)
-
-    assert before == [1, 2, 2]
-    assert [exposition.shown(state.key) for state in states] == [2, 2, 1]
-
-
-def test_other_limits() -> None:
-    """Lower limits take the places of the last campaigns, higher ones give the first ones what was dropped."""
-    exposition = Exposition(Limits(series=6, series_per_campaign=2))
-    states = [replace(STATE, campaign_id=name) for name in "abc"]
-    for state in states:
-        exposition.publish(state)
-    shown = []
-    for series, series_per_campaign in ((3, 2), (4, 2), (6, 1), (6, 2)):
-        exposition.limit(Limits(series=series, series_per_campaign=series_per_campaign), states)
-        shown.append([exposition.shown(state.key) for state in states])
-
-    assert shown == [[2, 1, 0], [2, 2, 0], [1, 1, 1], [2, 2, 2]]
-
-
-def test_the_same_limits_give_away_what_became_free() -> None:
-    """What a withdrawn campaign leaves goes to the first that had no place."""
-    exposition = Exposition(Limits(series=2, series_per_campaign=2))
-    states = [replace(STATE, campaign_id=name) for name in "abc"]
-    for state in states:
-        exposition.publish(state)
-    exposition.withdraw(states[0].key)
-    exposition.limit(Limits(series=2, series_per_campaign=2), states[1:])
-
-    assert [exposition.shown(state.key) for state in states] == [0, 2, 0]
-
-
-def test_an_outage_costs_no_place() -> None:
-    """A campaign whose numbers went stale has its places back afterwards; a newcomer does not get them."""
-    exposition = Exposition(Limits(series=2, series_per_campaign=2))
-    exposition.publish(STATE)
-    exposition.publish(replace(STATE, up=False, latest=None))
-    newcomer = replace(STATE, campaign_id="newcomer")
-    exposition.publish(newcomer)
-    exposition.publish(STATE)
-
-    assert (exposition.shown(STATE.key), exposition.shown(newcomer.key)) == (2, 0)
-
-
-def test_a_campaign_that_cannot_be_rendered_keeps_what_it_had() -> None:
-    """An exception while publishing leaves the pieces of before."""
-    exposition = Exposition(LIMITS)
-    exposition.publish(STATE)
-    before = joined(exposition)
-    with pytest.raises(OverflowError):
-        exposition.publish(replace(STATE, interval=10**400))
-
-    assert before == joined(exposition)
-
-
 def test_latest_and_previous_do_not_share_names() -> None:
     """A query for one day never finds the other."""
     state = replace(STATE, previous=STATE.latest)
-    exposition = Exposition(LIMITS)
-    exposition.publish(state)
+    publisher = Publisher(LIMITS)
+    exposition = publisher.exposition
+    publisher.publish(state)
 
     assert joined(exposition).count("\nbraze_message_sent{") == 1
     assert joined(exposition).count("\nbraze_previous_day_message_sent{") == 1

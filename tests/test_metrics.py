@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.braze.client import ApiStatistics, Reason
+from exporter.braze.counters import ApiStatistics
 from exporter.braze.data_series import Day, Variation
+from exporter.braze.errors import Reason
 from exporter.catalogue import MESSAGE_STATISTICS
 from exporter.metrics import (
+    CAMPAIGN_STATUS,
     DAY_FAMILIES,
-    FAMILIES,
     OWN_FAMILIES,
-    STATUS_FAMILIES,
     Row,
     day_rows,
     day_timestamp,
@@ -26,7 +26,8 @@ from exporter.metrics import (
     status_rows,
     workspace_rows,
 )
-from exporter.poller import CampaignState, WorkspaceState
+from exporter.polled import FAMILIES
+from exporter.state import CampaignState, WorkspaceState
 
 GOLDENS = Path(__file__).parent / "data" / "goldens"
 EVERY_STATISTIC = {
@@ -37,6 +38,7 @@ EVERY_STATISTIC = {
 }
 STATE = CampaignState(
     workspace="main",
+    api="data_series",
     timezone=ZoneInfo("UTC"),
     campaign_id="3bbc4555-8fa0-4c9b-a5c0-4505edf3e064",
     campaign_name="Welcome",
@@ -53,7 +55,7 @@ WORKSPACE = WorkspaceState(
     "UTC",
     1,
     up=True,
-    closed=None,
+    paused=None,
     apis={"data_series": ApiStatistics(1, rate_limit=1, rate_limit_remaining=1, rate_limit_reset=1)},
 )
 
@@ -68,7 +70,7 @@ def every_row() -> list[Row]:
         series=7,
         web_config_successful=False,
     )
-    return [*day_rows(STATE), *status_rows(STATE, 0), *workspace_rows(WORKSPACE), *own]
+    return [*day_rows(STATE), *status_rows(STATE, 0, CAMPAIGN_STATUS), *workspace_rows(WORKSPACE), *own]
 
 
 def test_names_are_prometheus_names() -> None:
@@ -91,7 +93,7 @@ def test_help_says_where_a_number_comes_from() -> None:
     """Every HELP is there; those of Braze's numbers end with the field and that it was polled."""
     for family in DAY_FAMILIES:
         assert re.search(r"Braze's data\[\]\.\S+, polled, not read at scrape time\.$", family.help)
-    for family in (*STATUS_FAMILIES, *OWN_FAMILIES):
+    for family in (*CAMPAIGN_STATUS, *OWN_FAMILIES):
         assert family.help.endswith(". Counted by the exporter.")
 
 
@@ -164,7 +166,7 @@ def test_a_campaign_without_days_has_no_numbers() -> None:
 
 def test_up_is_absent_before_the_first_poll() -> None:
     """A campaign that was not polled yet is neither up nor down, and has no last success; its counter is born at 0."""
-    status, _ = status_rows(replace(STATE, up=None, last_success=None, polls=0, failures={}), 0)
+    status, _ = status_rows(replace(STATE, up=None, last_success=None, polls=0, failures={}), 0, CAMPAIGN_STATUS)
 
     assert {(family, value) for (family, *_), value in status.samples} == {
         ("braze_campaign_polls_total", 0),
@@ -230,7 +232,11 @@ def test_what_a_workspace_says() -> None:
 
 def test_what_the_polls_of_a_campaign_say() -> None:
     """Each number is where it belongs, a failure by its reason."""
-    samples = {(name, label): value for row in status_rows(STATE, 7) for (name, label, _), value in row.samples}
+    samples = {
+        (name, label): value
+        for row in status_rows(STATE, 7, CAMPAIGN_STATUS)
+        for (name, label, _), value in row.samples
+    }
 
     assert samples == {
         ("braze_campaign_polls_total", None): 2,

@@ -20,13 +20,15 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from exporter import config
-from exporter.braze.client import Reason
+from exporter.braze.errors import Reason
 from exporter.config import Config
 from exporter.exposition import Exposition, Format
-from exporter.poller import CampaignState, Clock, Poller, system_clock
+from exporter.poller import Poller
+from exporter.publisher import Publisher
 from exporter.reload import compare
 from exporter.schedule import slot
 from exporter.simulator.server import Body, Cut, Drip, Fault, Hang, Latency, Simulator, Status
+from exporter.state import CampaignState, Clock
 from exporter.system import threads
 from exporter.system.threads import NoThreadError, Start
 from tests.support.servers import eventually
@@ -113,19 +115,19 @@ def polling(
     start_thread: Start = threads.start,
 ) -> Iterator[Polling]:
     """Poll by a configuration; an exception that ends a thread fails the test."""
-    exposition = Exposition(loaded.limits)
+    publisher = Publisher(loaded.limits)
     crashes: list[BaseException] = []
     poller = Poller(
         loaded,
         environ={},
         clock=Clock(wall, monotonic),
-        exposition=exposition,
+        publisher=publisher,
         fatal=crashes.append,
         start_thread=start_thread,
     )
     poller.start()
     try:
-        yield Polling(poller, exposition, crashes)
+        yield Polling(poller, publisher.exposition, crashes)
     finally:
         poller.stop()
     assert not crashes
@@ -284,7 +286,7 @@ def test_unauthorized(tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptur
     with polling(configured(tmp_path, braze, poll="interval: 2s, timeout: 1s, stale_after: 20s")) as run:
         eventually(run.ready, what="the end of the first round")
         braze.api_key = "the-new-key-that-braze-wants"
-        eventually(lambda: run.poller.workspaces[0].closed, what="the workspace to pause")
+        eventually(lambda: run.poller.workspaces[0].paused, what="the workspace to pause")
         settled = len(refused(braze))
         eventually(lambda: len(refused(braze)) >= settled + 2, what="two probes")
         times = refused(braze)[settled:]
@@ -448,7 +450,7 @@ def test_skipped_parts_are_told_once(tmp_path: Path, braze: Simulator, caplog: p
         eventually(lambda: run.state(campaign_id).polls >= 3, what="three polls")
 
         assert any(series.startswith("braze_message_sent") for series in run.samples(campaign_id))
-    assert caplog.text.count("parts of the answer are not of the documented form") == 1
+    assert caplog.text.count("parts of the response are not of the documented form") == 1
 
 
 def test_an_answer_that_cannot_be_shown(tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptureFixture) -> None:
@@ -456,7 +458,7 @@ def test_an_answer_that_cannot_be_shown(tmp_path: Path, braze: Simulator, caplog
     loaded = configured(tmp_path, braze, poll=QUICK)
     victim = loaded.workspaces[0].campaigns[0].id
 
-    class Picky(Exposition):
+    class Picky(Publisher):
         def publish(self, state: CampaignState) -> None:
             if state.campaign_id == victim and state.up:
                 raise KeyError("a part of the answer")
@@ -464,7 +466,7 @@ def test_an_answer_that_cannot_be_shown(tmp_path: Path, braze: Simulator, caplog
 
     crashes: list[BaseException] = []
     clock = Clock(time.time, time.monotonic)
-    poller = Poller(loaded, environ={}, clock=clock, exposition=Picky(loaded.limits), fatal=crashes.append)
+    poller = Poller(loaded, environ={}, clock=clock, publisher=Picky(loaded.limits), fatal=crashes.append)
     poller.start()
     eventually(lambda: poller.ready, what="the end of the first round")
     states = {state.campaign_id: state for state in poller.campaigns}
@@ -524,21 +526,12 @@ def test_campaigns_of_a_machine_that_slept(tmp_path: Path, braze: Simulator) -> 
         assert times[-1] - times[0] >= (len(times) - 1) * 0.05 - 0.1
 
 
-def test_the_system_clock_counts_the_time_asleep() -> None:
-    """The clock that only goes forward is the one that goes on while the machine sleeps."""
-    clock = system_clock()
-    expected = time.clock_gettime(time.CLOCK_BOOTTIME)
-
-    assert expected <= clock.monotonic() <= expected + 60
-    assert abs(clock.wall() - time.time()) < 60
-
-
 def test_a_crash_of_the_expiry_is_fatal(tmp_path: Path, braze: Simulator) -> None:
     """Where numbers can no longer be taken away the process is to end."""
     clock = SleepingClock()
     loaded = configured(tmp_path, braze, poll="interval: 1h")
 
-    class Broken(Exposition):
+    class Broken(Publisher):
         def publish(self, state: CampaignState) -> None:
             if state.up is False:
                 raise MemoryError
@@ -546,7 +539,7 @@ def test_a_crash_of_the_expiry_is_fatal(tmp_path: Path, braze: Simulator) -> Non
 
     crashes: list[BaseException] = []
     poller = Poller(
-        loaded, environ={}, clock=Clock(time.time, clock), exposition=Broken(loaded.limits), fatal=crashes.append
+        loaded, environ={}, clock=Clock(time.time, clock), publisher=Broken(loaded.limits), fatal=crashes.append
     )
     poller.start()
     eventually(lambda: poller.ready, what="the end of the first round")
@@ -575,7 +568,7 @@ def test_threads_that_cannot_be_started(tmp_path: Path, braze: Simulator, caplog
         assert all(state.up for state in run.poller.campaigns)
     assert refused > 1
     assert connections <= 2
-    assert few == ["a thread cannot be started, polling goes on with fewer"]
+    assert few == ["a thread cannot be started, polling continues with fewer"]
     assert len(caplog.records) == 2
 
 
@@ -590,12 +583,12 @@ def test_a_workspace_without_any_thread(tmp_path: Path, braze: Simulator, caplog
 
         assert all(state.up for state in run.poller.campaigns)
     assert not any(polls)
-    assert [record.message for record in caplog.records] == ["a thread cannot be started, polling goes on with fewer"]
+    assert [record.message for record in caplog.records] == ["a thread cannot be started, polling continues with fewer"]
 
 
 def test_failures_are_told_once(tmp_path: Path, braze: Simulator, caplog: pytest.LogCaptureFixture) -> None:
     """The first failure of a kind in a row is a warning, the others are for debugging, and so are successes but one."""
-    caplog.set_level("DEBUG", "exporter.poller")
+    caplog.set_level("DEBUG", "exporter.campaigns")
     victim = braze.campaigns[0].id
 
     def polls(count: int) -> None:
@@ -800,13 +793,13 @@ def test_an_exception_elsewhere_is_fatal(tmp_path: Path, braze: Simulator) -> No
     """An exception that is not of one answer is handed on, to end the process."""
     loaded = configured(tmp_path, braze)
 
-    class Broken(Exposition):
+    class Broken(Publisher):
         def settle(self, _: object) -> None:
             raise MemoryError
 
     crashes: list[BaseException] = []
     clock = Clock(time.time, time.monotonic)
-    poller = Poller(loaded, environ={}, clock=clock, exposition=Broken(loaded.limits), fatal=crashes.append)
+    poller = Poller(loaded, environ={}, clock=clock, publisher=Broken(loaded.limits), fatal=crashes.append)
     braze.misbehave(Status(404))
     poller.start()
     eventually(lambda: crashes, what="a fatal exception")

@@ -16,10 +16,12 @@ import pytest
 from exporter import config
 from exporter.config import Campaign, Config, ConfigError, Limits, Poll, Workspace
 from exporter.exposition import Exposition, Format
-from exporter.poller import CampaignState, Clock, Poller
+from exporter.poller import Poller
+from exporter.publisher import Publisher
 from exporter.reload import Changes, Configuration, Reloads, Requests, compare, pause_before_look
 from exporter.shards import WHOLE
 from exporter.simulator.server import Cut, Hang, Latency, Simulator, Status
+from exporter.state import CampaignState, Clock
 from exporter.system.files import Budget, Files, Watch, digests
 from exporter.system.threads import NoThreadError
 from tests.support.servers import eventually
@@ -389,10 +391,10 @@ def running(folder: Path, text: str, *, ready: bool = True) -> Iterator[Running]
     (folder / "api-key").write_text(KEY, encoding="utf-8")
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     loaded = config.load(folder / "config.yaml", {"KEY": KEY})
-    exposition = Exposition(loaded.limits)
+    publisher = Publisher(loaded.limits)
     crashes: list[BaseException] = []
     clock = Clock(time.time, time.monotonic)
-    poller = Poller(loaded, environ={"KEY": KEY}, clock=clock, exposition=exposition, fatal=crashes.append)
+    poller = Poller(loaded, environ={"KEY": KEY}, clock=clock, publisher=publisher, fatal=crashes.append)
     configuration = Configuration(
         loaded,
         shard=WHOLE,
@@ -400,7 +402,7 @@ def running(folder: Path, text: str, *, ready: bool = True) -> Iterator[Running]
         apply=poller.apply,
         wall=time.time,
     )
-    run = Running(folder, poller, exposition, configuration, crashes)
+    run = Running(folder, poller, publisher.exposition, configuration, crashes)
     poller.start()
     try:
         if ready:
@@ -606,7 +608,7 @@ def test_another_key(source: str, tmp_path: Path, braze: Simulator) -> None:
         before, after = "api_key_file: api-key, ", "api_key_file: good-key, "
     braze.api_key = good
     with running(tmp_path, written(("main", braze, names), settings=before)) as run:
-        closed = run.poller.workspaces[0].closed
+        closed = run.poller.workspaces[0].paused
         if source == "the same file":
             (tmp_path / "api-key").write_text(OTHER_KEY, encoding="utf-8")
             after = before
@@ -659,11 +661,11 @@ def test_other_limits(tmp_path: Path, braze: Simulator) -> None:
     names = names_of(braze)
     with running(tmp_path, written(("main", braze, names))) as run:
         whole = run.text()
-        sizes = [run.exposition.shown(("main", name)) for name in names]
+        sizes = [run.exposition.shown(("main", "data_series", name)) for name in names]
         run.change(written(("main", braze, names), limits=f"series: {sum(sizes[:3])}"))
-        fewer = [run.exposition.shown(("main", name)) for name in names]
+        fewer = [run.exposition.shown(("main", "data_series", name)) for name in names]
         run.change(written(("main", braze, names), limits="series_per_campaign: 10"))
-        least = [run.exposition.shown(("main", name)) for name in names]
+        least = [run.exposition.shown(("main", "data_series", name)) for name in names]
         run.change(written(("main", braze, names)))
 
         assert fewer[:3] == sizes[:3]
@@ -680,7 +682,7 @@ def test_room_of_a_removed_campaign(tmp_path: Path, braze: Simulator) -> None:
     first, second, third, *_ = names
     two = {name: names[name] for name in (first, second)}
     with running(tmp_path, written(("main", braze, two))) as run:
-        limits = f"series: {max(run.exposition.shown(('main', name)) for name in two)}"
+        limits = f"series: {max(run.exposition.shown(('main', 'data_series', name)) for name in two)}"
         run.change(written(("main", braze, two), limits=limits))
         run.change(written(("main", braze, {second: names[second], third: names[third]}), limits=limits))
         eventually(lambda: run.state(third).up, what="a poll of the newcomer")

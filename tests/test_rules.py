@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from exporter.metrics import FAMILIES
+from exporter.polled import FAMILIES
 from tests.support.found import some
 from tests.support.servers import ROOT
 from tests.support.worlds import Campaign, Gauge, Totals, Zone, at, between, clock, input_series, through

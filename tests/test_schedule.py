@@ -1,4 +1,4 @@
-"""Tests of exporter.schedule: times in, whose turn it is out."""
+"""Tests of exporter.schedule: times in, the campaign that is due out."""
 
 import math
 import pickle
@@ -20,7 +20,7 @@ def asking(campaign_id: str, interval: float) -> Schedule:
     """Return a schedule of one campaign that is being asked."""
     schedule = Schedule(interval)
     schedule.add(campaign_id, 0.0)
-    schedule.take()
+    schedule.pop()
     return schedule
 
 
@@ -53,7 +53,7 @@ def test_oldest_first() -> None:
         schedule.add(campaign_id, due)
 
     assert schedule.next_due() == 1.0
-    assert [schedule.take() for _ in range(4)] == ["d", "b", "c", "a"]
+    assert [schedule.pop() for _ in range(4)] == ["d", "b", "c", "a"]
     assert schedule.next_due() == math.inf
 
 
@@ -66,17 +66,17 @@ def test_removed_campaigns_have_no_turn() -> None:
     schedule.remove("a")
 
     assert schedule.next_due() == 2.0
-    assert schedule.take() == "b"
+    assert schedule.pop() == "b"
     with pytest.raises(LookupError):
-        schedule.take()
+        schedule.pop()
 
 
 @given(IDS, st.floats(300, 86_400), WALL)
 def test_after_a_failure_five_minutes_at_most(campaign_id: str, interval: float, wall: float) -> None:
     """A campaign whose poll failed is asked again in its slot or after five minutes, whichever is sooner."""
     failed, succeeded = asking(campaign_id, interval), asking(campaign_id, interval)
-    failed.add_next(campaign_id, succeeded=False, now=1000.0, wall=wall)
-    succeeded.add_next(campaign_id, succeeded=True, now=1000.0, wall=wall)
+    failed.end_poll(campaign_id, succeeded=False, now=1000.0, wall=wall)
+    succeeded.end_poll(campaign_id, succeeded=True, now=1000.0, wall=wall)
 
     assert failed.next_due() == min(succeeded.next_due(), 1300.0)
 
@@ -85,7 +85,7 @@ def test_slots_that_pass_during_a_poll_are_skipped() -> None:
     """A poll that takes several intervals is followed by the next slot, not by those it missed."""
     schedule = asking("a", 10)
     started = 1000 + slot("a", 10)
-    schedule.add_next("a", succeeded=True, now=0.0, wall=started + 35)
+    schedule.end_poll("a", succeeded=True, now=0.0, wall=started + 35)
 
     assert schedule.next_due() == pytest.approx(5.0)
 
@@ -94,7 +94,7 @@ def test_a_campaign_removed_while_it_is_asked_has_no_turn() -> None:
     """The end of a poll does not bring a removed campaign back."""
     schedule = asking("a", 10)
     schedule.remove("a")
-    schedule.add_next("a", succeeded=True, now=0.0, wall=0.0)
+    schedule.end_poll("a", succeeded=True, now=0.0, wall=0.0)
 
     assert schedule.next_due() == math.inf
 
@@ -114,7 +114,7 @@ def test_nothing_is_asked_twice_at_once() -> None:
 def test_another_interval(campaign_id: str, interval: float, other: float, wall: float) -> None:
     """With another interval a campaign waits for its slot in that one, but no longer than it would have."""
     schedule = asking(campaign_id, interval)
-    schedule.add_next(campaign_id, succeeded=True, now=0.0, wall=wall)
+    schedule.end_poll(campaign_id, succeeded=True, now=0.0, wall=wall)
     before = schedule.next_due()
     schedule.change_interval(other, now=0.0, wall=wall)
 
@@ -128,30 +128,30 @@ def test_the_same_interval_changes_nothing_for_those_that_are_due() -> None:
         schedule.add(campaign_id, 5.0)
     schedule.change_interval(20, now=6.0, wall=0.0)
 
-    assert [schedule.take() for _ in range(3)] == ["b", "c", "a"]
+    assert [schedule.pop() for _ in range(3)] == ["b", "c", "a"]
 
 
-def test_hurry() -> None:
-    """In a hurry all campaigns are due, and the one that waits longest still comes first."""
+def test_expedite() -> None:
+    """When expedited, all campaigns are due, and the one that waits longest still comes first."""
     schedule = Schedule(10)
     for campaign_id, due in (("b", 5.0), ("c", 9.0), ("a", 7.0)):
         schedule.add(campaign_id, due)
-    schedule.hurry(6.0)
+    schedule.expedite(6.0)
 
     assert schedule.next_due() == 5.0
-    assert [schedule.take(), schedule.next_due(), schedule.take(), schedule.take()] == ["b", 6.0, "a", "c"]
+    assert [schedule.pop(), schedule.next_due(), schedule.pop(), schedule.pop()] == ["b", 6.0, "a", "c"]
 
 
 @pytest.mark.parametrize(("succeeded", "expected"), [(False, [7.0, 307.0]), (True, [606.0, 606.0])])
-def test_hurry_while_one_is_asked(succeeded: bool, expected: list[float]) -> None:  # noqa: FBT001 - a parameter
+def test_expedite_while_one_is_asked(succeeded: bool, expected: list[float]) -> None:  # noqa: FBT001 - a parameter
     """A campaign that is being asked meanwhile is due at once, too, unless its poll succeeds; and that only once."""
     schedule = asking("a", 600)
-    schedule.hurry(6.0)
+    schedule.expedite(6.0)
     due = []
     for _ in expected:
-        schedule.add_next("a", succeeded=succeeded, now=7.0, wall=slot("a", 600) + 1)
+        schedule.end_poll("a", succeeded=succeeded, now=7.0, wall=slot("a", 600) + 1)
         due.append(schedule.next_due())
-        schedule.take()
+        schedule.pop()
 
     assert due == expected
 
@@ -215,7 +215,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.plain.asked.append(campaign_id)
         self.plain.waiting = [turn for turn in self.plain.waiting if turn[0] != campaign_id]
 
-        assert self.schedule.take() == campaign_id
+        assert self.schedule.pop() == campaign_id
 
     @precondition(lambda self: self.plain.asked)
     @rule(place=st.integers(0, 11), succeeded=st.booleans(), now=st.integers(0, 2000))
@@ -226,7 +226,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         if not succeeded:
             wait = 0 if campaign_id in self.plain.hurried else min(wait, 300)
         self.plain.end(campaign_id, now + wait)
-        self.schedule.add_next(campaign_id, succeeded=succeeded, now=now, wall=now + 7)
+        self.schedule.end_poll(campaign_id, succeeded=succeeded, now=now, wall=now + 7)
 
     @precondition(lambda self: self.plain.asked)
     @rule(due=st.integers(0, 2000))
@@ -236,9 +236,9 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.plain.end(self.plain.asked[0], due)
 
     @rule(now=st.integers(0, 2000))
-    def hurry(self, now: float) -> None:
+    def expedite(self, now: float) -> None:
         """Let all be due."""
-        self.schedule.hurry(now)
+        self.schedule.expedite(now)
         self.plain.hurried |= set(self.plain.asked)
         for campaign_id, due in sorted(self.plain.waiting, key=lambda turn: turn[1]):
             self.plain.wait(campaign_id, min(due, now))
@@ -270,7 +270,7 @@ def test_a_schedule_that_was_tidied_up() -> None:
     dues = []
     while (due := schedule.next_due()) < math.inf:
         dues.append(due)
-        schedule.take()
+        schedule.pop()
 
     assert dues == sorted(dues)
     assert len(dues) == 50

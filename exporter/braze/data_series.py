@@ -1,6 +1,6 @@
-"""What one response of `GET /campaigns/data_series` says, as numbers by day and variation. Pure.
+"""Parser of responses of `GET /campaigns/data_series`: numbers by day and variation. Pure.
 
-Memory and time grow with the response in a straight line, and what is kept of it has a bound.
+Memory and time are linear in the size of the response, and the number of samples that are kept is bounded.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
+from exporter.braze.errors import PayloadError
 from exporter.catalogue import is_statistic
 
 if TYPE_CHECKING:
@@ -41,10 +42,6 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _ELLIPSIS = "…"
 _UNNAMED = "unnamed "
 _NAME_SHOWN = 40
-
-
-class PayloadError(ValueError):
-    """The response as a whole is not a data series; the text says what was expected and what came."""
 
 
 class Variation(NamedTuple):
@@ -81,8 +78,8 @@ class DataSeries:
     dropped: int = 0
 
 
-def parse_data_series(answer: object, *, samples: int = SAMPLES) -> DataSeries:
-    """Read the newest day and the one before it out of a decoded response, at most so many samples of both.
+def parse_data_series(response: object, samples: int = SAMPLES) -> DataSeries:
+    """Return the newest day of a decoded response and the one before it, with at most `samples` samples of both.
 
     A part that has not the documented form (a day, a channel, a row) spoils only itself and is counted as skipped.
     A response without days is a series without days.
@@ -92,12 +89,12 @@ def parse_data_series(answer: object, *, samples: int = SAMPLES) -> DataSeries:
             of them is a day.
 
     """
-    entries = answer.get("data") if isinstance(answer, dict) else None
-    message = answer.get("message") if isinstance(answer, dict) else None
+    entries = response.get("data") if isinstance(response, dict) else None
+    message = response.get("message") if isinstance(response, dict) else None
     if isinstance(message, str) and message.strip().lower() != "success":
         raise PayloadError("expected the `message` success, got another text")
     if not isinstance(entries, list):
-        raise PayloadError(f"expected an object with an array `data`, got {_kind(answer)} without one")
+        raise PayloadError(f"expected an object with an array `data`, got {_kind(response)} without one")
 
     notes = _Notes(samples)
     newest: dict[date, tuple[int, dict[str, object]]] = {}

@@ -18,19 +18,22 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from exporter.advice import ADVICE
-from exporter.braze.client import BrazeError, Client, Permit, Reason
+from exporter.braze.client import Client
 from exporter.braze.data_series import EXAMPLES, SAMPLES
+from exporter.braze.errors import BrazeError, Reason
+from exporter.braze.rate_limiter import Permit
 from exporter.config import INSTANCES
-from exporter.poller import Failure
+from exporter.polled import DATA_SERIES
+from exporter.state import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import date
 
-    from exporter.braze.client import ApiStatistics
+    from exporter.braze.counters import ApiStatistics
     from exporter.braze.data_series import DataSeries
     from exporter.config import Campaign, Config, Poll, Workspace
-    from exporter.poller import Clock
+    from exporter.state import Clock
 
 _WHOLE_WORKSPACE = {
     Reason.UNAUTHORIZED,
@@ -131,6 +134,7 @@ class _Asking:
         self._stopped = threading.Event()
         self._client = Client(
             workspace,
+            [DATA_SERIES.api],
             interval=poll.interval,
             environ=environ,
             wall=clock.wall,
@@ -152,7 +156,7 @@ class _Asking:
         return Checked(
             self._workspace,
             tuple(self._outcomes.get(campaign.id) or Outcome(campaign) for campaign in self._workspace.campaigns),
-            self._client.statistics["data_series"],
+            self._client.statistics[DATA_SERIES.api.name],
             began_at,
             self._clock.wall(),
         )
@@ -189,9 +193,9 @@ class _Asking:
 
     def _permit(self) -> Permit | None:
         """Wait for leave to ask; None where there is no use in asking."""
-        pool = self._client.data_series_pool
-        while not (pool.closed or self._in_a_row >= _GIVE_UP or self._stopped.is_set()):
-            permit = pool.take(self._clock.monotonic())
+        limiter = self._client.limiter(DATA_SERIES.api)
+        while not (limiter.paused or self._in_a_row >= _GIVE_UP or self._stopped.is_set()):
+            permit = limiter.acquire(self._clock.monotonic())
             if isinstance(permit, Permit):
                 return permit
             self._stopped.wait(min(permit, _LOOK))
@@ -199,9 +203,7 @@ class _Asking:
 
     def _ask(self, campaign: Campaign, permit: Permit) -> Outcome:
         try:
-            received = self._client.data_series(
-                campaign.id, days=self._poll.days, permit=permit, timeout=self._poll.timeout
-            )
+            received = self._client.request(DATA_SERIES.api, campaign.id, poll=self._poll, permit=permit)
             return Outcome(campaign, answer=self._client.read(received, samples=SAMPLES))
         except BrazeError as error:
             return Outcome(campaign, failure=Failure(error.reason, str(error)))

@@ -14,17 +14,19 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.braze.client import Reason
+from exporter.braze.errors import Reason
 from exporter.commands.progress import Progress
-from exporter.exposition import Exposition, Format, written
+from exporter.exposition import Format, written
 from exporter.metrics import workspace_rows
-from exporter.poller import Poller, system_clock
+from exporter.poller import Poller
+from exporter.publisher import Publisher
+from exporter.state import system_clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from exporter.config import Config, Limits
-    from exporter.poller import CampaignState, WorkspaceState
+    from exporter.state import CampaignState, WorkspaceState
 
 _LOOK = 0.1  # seconds between two looks at how far it is
 _MODE = 0o644  # the collector runs as another user
@@ -41,12 +43,12 @@ class Round:
     def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
         self._ended = threading.Event()
         self._error: BaseException | None = None
-        self._exposition = _Exposition(config.limits, self._ended)
+        self._publisher = _Publisher(config.limits, self._ended)
         self._poller = Poller(
             config,
             environ=environ,
             clock=system_clock(),
-            exposition=self._exposition,
+            publisher=self._publisher,
             fatal=self._fail,
         )
 
@@ -79,7 +81,7 @@ class Round:
             workspace_rows(replace(workspace, up=workspace.workspace in succeeded and not _is_refused(workspace)))
             for workspace in self._poller.workspaces
         )
-        return b"".join((*self._exposition.snapshot().pieces(Format.TEXT), written(rows, Format.TEXT)))
+        return b"".join((*self._publisher.exposition.snapshot().pieces(Format.TEXT), written(rows, Format.TEXT)))
 
     def troubles(self) -> tuple[str, ...]:
         """Return what did not go well, a line each, after the round."""
@@ -90,7 +92,7 @@ class Round:
         self._ended.set()
 
 
-class _Exposition(Exposition):
+class _Publisher(Publisher):
     """Tells when the first round is over: it is settled then."""
 
     def __init__(self, limits: Limits, settled: threading.Event) -> None:
@@ -114,12 +116,12 @@ def troubles(workspaces: Sequence[WorkspaceState], campaigns: Sequence[CampaignS
     for workspace in workspaces:
         left = sum(campaign.workspace == workspace.workspace and not campaign.polls for campaign in campaigns)
         if left:
-            reason = workspace.closed.value if workspace.closed is not None else "no answer yet"
+            reason = workspace.paused.value if workspace.paused is not None else "no answer yet"
             yield f"{workspace.workspace}: {left:,} of {workspace.campaigns:,} campaigns were not asked: {reason}"
 
 
 def _is_refused(workspace: WorkspaceState) -> bool:
-    return workspace.closed is Reason.UNAUTHORIZED
+    return workspace.paused is Reason.UNAUTHORIZED
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from isal import isal_zlib
 
-from exporter.exposition import HEADS
+from exporter.exposition import head
 from exporter.system import threads
 
 if TYPE_CHECKING:
@@ -147,9 +147,9 @@ def _parts(encodings: Sequence[Encoding], snapshot: Snapshot) -> dict[Encoding, 
             parts[encoding] = Part(snapshot.version, pieces, sum(map(len, pieces)))
     members = [_Member(encoding) for encoding in encodings if encoding.gzip]
     if members:
-        for name, text in snapshot.drain():
+        for family, text in snapshot.drain():
             for member in members:
-                member.add(HEADS[member.encoding.form][name])
+                member.add(head(family, member.encoding.form))
                 member.add(text)
     return parts | {member.encoding: member.part(snapshot.version) for member in members}
 

@@ -21,15 +21,15 @@ from pydantic import BaseModel
 
 from exporter import __version__
 from exporter.advice import ADVICE
-from exporter.braze.client import Reason
+from exporter.braze.errors import Reason
 from exporter.config import duration_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from exporter.config import Config
-    from exporter.poller import CampaignKey, CampaignState, WorkspaceState
     from exporter.reload import Configuration
+    from exporter.state import CampaignKey, CampaignState, WorkspaceState
 
 FAILING, UNPOLLED, STALE, UP = _STATES = ("failing", "not polled yet", "stale", "up")
 """A campaign's state in words; the order of the alphabet is the order of the page."""
@@ -136,7 +136,7 @@ def _summary(
             f"What was loaded at {_time(configuration.succeeded_at)} UTC is in force.</p>"
         )
     for workspace in workspaces:
-        if workspace.closed is not None:
+        if workspace.paused is not None:
             name = html.escape(workspace.workspace)
             yield f'<p class="bad">Workspace <bdi>{name}</bdi> is {_workspace_state(workspace)}.</p>'
     reasons = Counter(campaign.failure.reason for campaign in campaigns if campaign.failure is not None)
@@ -178,13 +178,13 @@ def _workspace(workspace: WorkspaceState, failing: int, now: float) -> str:
         "<br>".join(limits) or "not known",
         html.escape(workspace.timezone),
     )
-    return _row(cells, bad=workspace.up is False or workspace.closed is not None)
+    return _row(cells, bad=workspace.up is False or workspace.paused is not None)
 
 
 def _workspace_state(workspace: WorkspaceState) -> str:
-    if workspace.closed is Reason.UNAUTHORIZED:
+    if workspace.paused is Reason.UNAUTHORIZED:
         return "down: Braze refuses the API key. One request an interval finds out when it is accepted"
-    if workspace.closed is not None:
+    if workspace.paused is not None:
         return "paused: the rate limit is used up. One request finds out when it is free again"
     if workspace.up is None:
         return "no campaigns in this shard"

@@ -6,11 +6,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from exporter.braze.client import ApiStatistics, Reason
+from exporter.braze.counters import ApiStatistics
+from exporter.braze.errors import Reason
 from exporter.exposition import render
-from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
-from exporter.poller import CampaignState, WorkspaceState
+from exporter.metrics import CAMPAIGN_STATUS, day_rows, exporter_rows, status_rows, workspace_rows
 from exporter.simulator.server import CONTROL_GROUP, CampaignModel, ChannelModel, VariationModel, campaign_models
+from exporter.state import CampaignState, WorkspaceState
 from tests.support.history import polled
 
 NOW = datetime(2025, 11, 6, 15, tzinfo=UTC)
@@ -83,14 +84,14 @@ def _exposition(moment: datetime) -> Iterator[str]:
     for workspace, campaigns in CAMPAIGNS.items():
         for campaign in campaigns:
             state = _state(workspace, campaign, moment)
-            yield from _lines(render([*day_rows(state), *status_rows(state, 0)]))
+            yield from _lines(render([*day_rows(state), *status_rows(state, 0, CAMPAIGN_STATUS)]))
         refused = workspace == _REFUSED and moment >= _REFUSED_SINCE
         shown = WorkspaceState(
             workspace,
             ZONE,
             len(campaigns),
             up=not refused,
-            closed=Reason.UNAUTHORIZED if refused else None,
+            paused=Reason.UNAUTHORIZED if refused else None,
             apis={"data_series": _api(campaigns, moment, _REFUSED_SINCE if refused else None)},
         )
         yield from _lines(render(workspace_rows(shown)))

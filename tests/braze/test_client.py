@@ -1,10 +1,7 @@
-"""Tests of exporter.braze: permits and pauses as a state machine, and what a client makes of each answer."""
+"""Tests of exporter.braze.client: a simulated Braze over real HTTP, and what a client makes of each response."""
 
 import json
 import logging
-import math
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,35 +12,24 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from exporter.braze.client import (
-    DURATION_BUCKETS,
-    LONGEST_PAUSE,
-    ApiStatistics,
-    BrazeError,
-    Client,
-    Counters,
-    Permit,
-    Pool,
-    RateLimited,
-    Reason,
-    _body,
-    log_traceback,
-    named_wait,
-)
+from exporter.braze.client import Client, _body
 from exporter.braze.data_series import SAMPLES, DataSeries
 from exporter.braze.decoding import Lanes
+from exporter.braze.errors import BrazeError, RateLimited, Reason, log_traceback
+from exporter.braze.rate_limiter import Permit
 from exporter.braze.transport import Reply
-from exporter.config import Campaign, Workspace, read_api_key
+from exporter.config import Campaign, Poll, Workspace, read_api_key
+from exporter.polled import DATA_SERIES
 from exporter.simulator.server import Body, Cut, Fault, Hang, Latency, Simulator, Status
-from tests.support.servers import ROOT, eventually
+from tests.support.servers import eventually
 
 server = pytest.mark.server
 
+API = DATA_SERIES.api
 LATE = 30.0
+DATE = "Thu, 05 Mar 2026 12:00:00 GMT"
+NOON = 1772712000
 SOON = 0.25
 OPEN = Permit()
 PROBE = Permit(probe=True)
@@ -70,401 +56,6 @@ class Hasty(Random):
     def uniform(self, a: float, b: float) -> float:  # noqa: ARG002
         """Return no time at all."""
         return 0.0
-
-
-# -- The pool ----------------------------------------------------------------------------------------------------------
-
-
-def pool_of(requests_per_minute: float = 60_000, *, unauthorized_pause: float = 120.0, jitter: float = 1.0) -> Pool:
-    """Return an open pool."""
-    return Pool(requests_per_minute=requests_per_minute, unauthorized_pause=unauthorized_pause, random=Steady(jitter))
-
-
-def error_of(reason: Reason, wait: float | None = None) -> BrazeError:
-    """Return an error as a client raises it."""
-    return RateLimited("", wait) if reason is Reason.RATE_LIMITED else BrazeError(reason, "")
-
-
-def test_requests_are_paced() -> None:
-    """At 60 requests a minute the second comes a second after the first, but for what a late wake-up may make good."""
-    pool = pool_of(60)
-
-    assert pool.take(1000.0) == OPEN
-    assert pool.take(1000.0) == pytest.approx(0.98)
-    assert pool.take(1000.5) == pytest.approx(0.48)
-    assert pool.take(1000.98) == OPEN
-    assert pool.take(1000.98) == pytest.approx(1.0)
-
-
-def test_idle_time_is_not_saved_up() -> None:
-    """After any pause the pace is as before: a burst is worth 20 ms."""
-    pool = pool_of(60_000)
-    pool.take(0.0)
-    burst = 0
-    while isinstance(pool.take(3600.0), Permit):
-        burst += 1
-
-    assert burst in {20, 21}  # 20 ms in floats
-
-
-def test_late_wake_ups_do_not_slow_the_pace() -> None:
-    """Who wakes only every 5 ms still gets 1,000 requests a second."""
-    pool = pool_of(60_000)
-    taken = sum(isinstance(pool.take(step * 0.005), Permit) for step in range(1000) for _ in range(50))
-
-    assert taken == pytest.approx(5000, abs=25)
-
-
-def test_another_pace_holds_from_the_last_request_on() -> None:
-    """Who waits for a slow pace does not wait on when it is faster, and the other way round."""
-    pool = pool_of(1)
-    pool.take(1000.0)
-    waits = [pool.take(1001.0)]
-    for requests_per_minute in (20, 6):
-        pool.change(requests_per_minute=requests_per_minute, unauthorized_pause=120.0)
-        waits.append(pool.take(1001.0))
-
-    assert waits == pytest.approx([59.0, 2.0, 9.0], abs=0.02)
-
-
-@pytest.mark.parametrize("reason", [None, Reason.UNAUTHORIZED, Reason.RATE_LIMITED])
-def test_a_probe_at_once(reason: Reason | None) -> None:
-    """Only what a 401 closed is probed before its time: a new key changes nothing about a rate limit."""
-    pool = pool_of()
-    if reason is not None:
-        pool.failed(OPEN, error_of(reason, 60.0), 1000.0)
-
-    assert pool.probe_now() == (reason is Reason.UNAUTHORIZED)
-    assert pool.take(1001.0) == {None: OPEN, Reason.UNAUTHORIZED: PROBE, Reason.RATE_LIMITED: 59.0}[reason]
-    assert pool.closed is reason
-
-
-@pytest.mark.parametrize("reason", [*ANSWERS, *NO_ANSWERS])
-def test_other_failures_leave_an_open_pool_open(reason: Reason) -> None:
-    """What is wrong with one campaign or the network pauses no workspace."""
-    pool = pool_of()
-
-    assert not pool.failed(OPEN, error_of(reason), 0.0)
-    assert pool.closed is None
-    assert pool.take(0.0) == OPEN
-
-
-@pytest.mark.parametrize(
-    ("error", "pause"),
-    [
-        (error_of(Reason.UNAUTHORIZED), 120.0),
-        (error_of(Reason.RATE_LIMITED, 7.0), 7.0),
-        (error_of(Reason.RATE_LIMITED, 0.0), 0.0),
-        (error_of(Reason.RATE_LIMITED, 300.5), 300.0),
-        (error_of(Reason.RATE_LIMITED, math.inf), 300.0),
-        (error_of(Reason.RATE_LIMITED, None), 1.0),
-    ],
-)
-def test_refusals_close_the_pool(error: BrazeError, pause: float) -> None:
-    """A refusal closes the pool for the time that it names, five minutes at most; then there is one probe."""
-    pool = pool_of()
-
-    assert pool.failed(OPEN, error, 1000.0)
-    assert pool.closed is error.reason
-    assert pool.closed_for(1000.0) == pause
-    if pause:
-        assert pool.take(1000.0) == pause
-        assert pool.take(1000.0 + pause - 0.5) == 0.5
-    assert pool.take(1000.0 + pause) == PROBE
-    assert pool.take(9999.0) == math.inf
-
-
-@pytest.mark.parametrize("reason", [None, *ANSWERS])
-def test_probes_that_braze_answers_open_the_pool(reason: Reason | None) -> None:
-    """A success opens the pool, and so does an error about one campaign: key and limit are fine."""
-    pool = closed_pool(0.0)
-    opened = pool.succeeded(PROBE) if reason is None else pool.failed(PROBE, error_of(reason), 10.0)
-
-    assert opened
-    assert pool.closed is None
-    assert pool.take(10.1) == OPEN
-
-
-@pytest.mark.parametrize("reason", NO_ANSWERS)
-@pytest.mark.parametrize(("closed", "pause"), [(Reason.RATE_LIMITED, 2.0), (Reason.UNAUTHORIZED, 120.0)])
-def test_probes_without_an_answer_decide_nothing(reason: Reason, closed: Reason, pause: float) -> None:
-    """When Braze cannot be reached meanwhile the pool stays closed, and another probe follows."""
-    pool = closed_pool(1000.0, closed)
-
-    assert not pool.failed(PROBE, error_of(reason), 1000.0)
-    assert pool.closed is closed
-    assert pool.take(1000.0) == pause
-    assert pool.take(1000.0 + pause) == PROBE
-
-
-def test_probes_that_are_refused_otherwise() -> None:
-    """A key that is taken back during a pause is news, the same refusal again is none."""
-    pool = closed_pool(1000.0, Reason.RATE_LIMITED)
-
-    assert pool.failed(PROBE, error_of(Reason.UNAUTHORIZED), 1000.0)
-    assert pool.closed is Reason.UNAUTHORIZED
-    assert pool.take(1120.0) == PROBE
-    assert not pool.failed(PROBE, error_of(Reason.UNAUTHORIZED), 1120.0)
-    assert pool.take(1120.0) == 120.0
-
-
-def test_refusals_in_flight_are_one() -> None:
-    """Requests that were on their way when the pool closed are refused too; that is no second refusal in a row."""
-    pool = pool_of()
-    news = [pool.failed(OPEN, error_of(Reason.RATE_LIMITED, wait), 0.0) for wait in (5.0, 9.0, 3.0)]
-
-    assert news == [True, False, False]
-    assert pool.take(0.0) == 9.0
-    assert pool.take(9.0) == PROBE
-    pool.failed(PROBE, error_of(Reason.RATE_LIMITED), 9.0)
-    assert pool.take(9.0) == 2.0
-
-
-def test_answers_in_flight_open_nothing() -> None:
-    """A request that was answered before or after the refusal of another is no probe."""
-    pool = closed_pool(1000.0)
-
-    assert not pool.succeeded(OPEN)
-    assert not pool.failed(OPEN, error_of(Reason.NOT_FOUND), 1000.0)
-    assert pool.closed
-    assert pool.take(1000.0) == math.inf
-
-
-def test_now_again_and_again_is_not_believed() -> None:
-    """Braze may say once that it can be asked at once; from the second refusal in a row the pauses double."""
-    pool = pool_of()
-    pauses = []
-    permit, now = OPEN, 1000.0
-    for _ in range(11):
-        pool.failed(permit, error_of(Reason.RATE_LIMITED, 0.0), now)
-        pauses.append(pool.closed_for(now))
-        now += pauses[-1]
-        taken = pool.take(now + 1.0)
-        assert taken == PROBE
-        permit = PROBE
-
-    assert pauses == [0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 300.0, 300.0]
-
-
-def test_the_longest_pause_is_the_longest_to_a_bit() -> None:
-    """Times of day that are no binary fractions make no pause longer."""
-    for tenths in range(7_200, 36_000):
-        now = tenths * 0.1
-        pool = pool_of()
-        pool.failed(OPEN, error_of(Reason.RATE_LIMITED, 1e9), now)
-
-        wait = pool.take(now)
-        assert isinstance(wait, float)
-        assert wait <= LONGEST_PAUSE
-        assert pool.closed_for(now) <= LONGEST_PAUSE
-
-
-def test_a_success_ends_the_row_of_refusals() -> None:
-    """After the pool was open, a refusal is the first again, whatever those before had named."""
-    pool = closed_pool(1000.0)
-    pool.failed(PROBE, error_of(Reason.RATE_LIMITED), 1000.0)
-    pool.take(2000.0)
-    pool.failed(OPEN, error_of(Reason.RATE_LIMITED, 100.0), 2000.0)
-    pool.succeeded(PROBE)
-    pool.failed(OPEN, error_of(Reason.RATE_LIMITED), 2000.0)
-
-    assert pool.take(2000.0) == 1.0
-
-
-@pytest.mark.parametrize(("jitter", "pause"), [(0.0, 0.5), (1.0, 1.0)])
-def test_back_off_is_jittered(jitter: float, pause: float) -> None:
-    """Where no time is named the pause is between half of the back-off and all of it."""
-    pool = pool_of(jitter=jitter)
-    pool.failed(OPEN, error_of(Reason.RATE_LIMITED), 0.0)
-
-    assert pool.take(0.0) == pause
-
-
-def closed_pool(now: float, reason: Reason = Reason.RATE_LIMITED) -> Pool:
-    """Return a pool that is closed and whose probe is under way."""
-    pool = pool_of()
-    pool.failed(OPEN, error_of(reason, 0.0), now - 120.0)
-    assert pool.take(now) == PROBE
-    return pool
-
-
-class PoolMachine(RuleBasedStateMachine):
-    """Whatever happens in whatever order, the promises of the pool hold."""
-
-    spacing = 0.1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool = pool_of(60 / self.spacing, unauthorized_pause=60.0, jitter=0.0)
-        self.now = 1000.0
-        self.running: list[Permit] = []
-        self.taken: list[float] = []
-        self.closed_until = -math.inf
-
-    @rule(seconds=st.sampled_from([0.001, 0.05, 0.1, 1.0, 30.0, 301.0]))
-    def wait(self, seconds: float) -> None:
-        """Let time pass."""
-        self.now += seconds
-
-    @rule()
-    def wait_as_told(self) -> None:
-        """Come back when the pool said it is worth it."""
-        told = self.pool.take(self.now)
-        if isinstance(told, Permit):
-            self.accept(told)
-        elif told < math.inf:
-            self.now += told
-
-    @rule(times=st.integers(1, 5))
-    def take(self, times: int) -> None:
-        """Ask for leave."""
-        for _ in range(times):
-            taken = self.pool.take(self.now)
-            if isinstance(taken, Permit):
-                self.accept(taken)
-            else:
-                assert 0 < taken <= LONGEST_PAUSE or taken == math.inf
-                assert (taken == math.inf) == (PROBE in self.running)
-
-    def accept(self, permit: Permit) -> None:
-        """Check that a request may be sent now."""
-        assert permit.probe == (self.pool.closed is not None)
-        assert PROBE not in self.running
-        assert self.pool.closed is None or self.now >= self.closed_until - 1e-6
-        self.running.append(permit)
-        self.taken.append(self.now)
-
-    @precondition(lambda self: self.running)
-    @rule(
-        place=st.integers(0, 9), reason=st.sampled_from([None, *Reason]), wait=st.sampled_from([None, 0.0, 20.0, 1e9])
-    )
-    def end(self, place: int, reason: Reason | None, wait: float | None) -> None:
-        """Let one of the running requests end."""
-        permit = self.running.pop(place % len(self.running))
-        before = self.pool.closed
-        if reason is None:
-            news = self.pool.succeeded(permit)
-        else:
-            news = self.pool.failed(permit, error_of(reason, wait), self.now)
-        if reason in REFUSALS:
-            named = 60.0 if reason is Reason.UNAUTHORIZED else min(wait or 0.0, LONGEST_PAUSE)
-            self.closed_until = max(self.closed_until, self.now + named)
-            assert self.pool.closed is reason
-        elif permit.probe and (reason is None or reason in ANSWERS):
-            self.closed_until = -math.inf
-            assert self.pool.closed is None
-        else:
-            assert self.pool.closed is before
-        assert news == (self.pool.closed is not before)
-
-    @invariant()
-    def the_pace_holds(self) -> None:
-        """In no stretch of time are there more requests than it is worth."""
-        recent = self.taken[-20:]
-        for place, start in enumerate(recent):
-            assert len(recent) - place <= (recent[-1] - start + 0.02) / self.spacing + 1 + 1e-6
-
-
-PoolMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
-test_pool_in_any_order = PoolMachine.TestCase
-
-
-# -- Headers -----------------------------------------------------------------------------------------------------------
-
-DATE = "Thu, 05 Mar 2026 12:00:00 GMT"
-NOON = 1772712000
-AHEAD = 10.0
-"""Seconds by which our own clock goes before Braze's."""
-
-
-@pytest.mark.parametrize(
-    ("headers", "wait"),
-    [
-        ({}, None),
-        ({"Retry-After": "7"}, 7.0),
-        ({"Retry-After": " 7 "}, 7.0),
-        ({"Retry-After": "1.5"}, 1.5),
-        ({"Retry-After": "0"}, 0.0),
-        ({"Retry-After": "299.9"}, 299.9),
-        ({"Retry-After": "301"}, 300.0),
-        ({"Retry-After": "1" * 30}, 300.0),
-        ({"Retry-After": "1" * 5000}, 300.0),
-        ({"Retry-After": "-7"}, None),
-        ({"Retry-After": ""}, None),
-        ({"Retry-After": "soon"}, None),
-        ({"Retry-After": "nan"}, None),
-        ({"Retry-After": "inf"}, None),
-        ({"Retry-After": "1e3"}, None),
-        ({"Retry-After": "1_000"}, None),
-        ({"Retry-After": "7, 8"}, None),
-        ({"Retry-After": "Thu, 05 Mar 2026 12:01:00 GMT", "Date": DATE}, 60.0),
-        ({"Retry-After": "Thu, 05 Mar 2026 12:01:00 -0000", "Date": DATE}, 60.0),
-        ({"Retry-After": "Thursday, 05-Mar-26 12:01:00 GMT", "Date": DATE}, 60.0),
-        ({"Retry-After": "Thu Mar  5 12:01:00 2026", "Date": DATE}, 60.0),
-        ({"Retry-After": "Thu, 05 Mar 2026 13:01:00 +0100", "Date": DATE}, 60.0),
-        ({"Retry-After": "Thu, 05 Mar 2026 11:59:00 GMT", "Date": DATE}, 0.0),
-        ({"Retry-After": "Thu, 99 Mar 2026 11:59:00 GMT", "Date": DATE}, None),
-        ({"Retry-After": "Thu, 05 Mar 2026 12:01:00 GMT"}, 60.0 - AHEAD),
-        ({"Retry-After": "Thu, 05 Mar 2026 11:59:00 GMT"}, 0.0),
-        ({"Retry-After": "Thu, 05 Mar 2026 12:01:00 GMT", "Date": "noon"}, 60.0 - AHEAD),
-        ({"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 300.0),
-        ({"Retry-After": "Sat, 01 Jan 0001 00:00:00 +2359"}, 0.0),
-        ({"Retry-After": "Sat, 01 Jan 99999 00:00:00 GMT"}, None),
-        ({"Retry-After": "Thu, 05 Mar 2026 12:01:00 +99999999999999"}, None),
-        ({"Retry-After": "Thu, 05 Mar " + "9" * 5000 + " 12:01:00 GMT"}, None),
-        ({"Retry-After": " "}, None),
-        ({"X-RateLimit-Reset": "9" * 400}, 300.0),
-        ({"X-RateLimit-Reset": f"{NOON + 30}", "Date": DATE}, 30.0),
-        ({"X-RateLimit-Reset": f"{NOON - 30}", "Date": DATE}, 0.0),
-        ({"X-RateLimit-Reset": "30", "Date": DATE}, 0.0),
-        ({"X-RateLimit-Reset": "", "Date": DATE}, None),
-        ({"X-RateLimit-Reset": "-1", "Date": DATE}, None),
-        ({"X-RateLimit-Reset": "soon", "Date": DATE}, None),
-        ({"X-RateLimit-Reset": f"{NOON + 30}"}, 30.0 - AHEAD),
-        ({"X-RateLimit-Reset": f"{NOON - 30}"}, 0.0),
-        ({"X-RateLimit-Reset": f"{NOON + 3600}"}, 300.0),
-        ({"X-RateLimit-Reset": f"{NOON + 30}", "Date": "noon"}, 30.0 - AHEAD),
-        ({"Retry-After": "7", "X-RateLimit-Reset": f"{NOON + 30}", "Date": DATE}, 7.0),
-        ({"Retry-After": "", "X-RateLimit-Reset": f"{NOON + 30}", "Date": DATE}, 30.0),
-        ({"Retry-After": "-7", "X-RateLimit-Reset": f"{NOON + 30}", "Date": DATE}, 30.0),
-        ({"Retry-After": "soon", "X-RateLimit-Reset": f"{NOON + 30}", "Date": DATE}, 30.0),
-    ],
-)
-def test_named_wait(headers: Mapping[str, str], wait: float | None) -> None:
-    """Retry-After counts, seconds or a date; else the reset of the limit; by Braze's clock where it tells the time."""
-    assert named_wait(headers, NOON + AHEAD) == wait
-
-
-@server
-@pytest.mark.parametrize("date", ["Thu, 05 Mar 2026 12:01:00 -0000", "Thu Mar  5 12:01:00 2026"])
-def test_dates_without_a_zone_are_utc(date: str) -> None:
-    """The zone of the machine has nothing to do with it."""
-    headers = {"Retry-After": date, "Date": DATE}
-    program = f"from exporter.braze.client import named_wait; print(named_wait({headers!r}, 0))"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env={"TZ": "Asia/Tokyo"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=LATE,
-    )
-
-    assert done.stdout == "60.0\n"
-
-
-HEADER = st.text(st.characters(max_codepoint=255)) | st.from_regex(
-    r"(Thu, )?[0-9]{1,6} (Mar|Foo) [0-9]{1,12} ([0-9]{1,3}[:.]){0,3} ?(GMT|[+-][0-9]{1,9})?", fullmatch=True
-)
-
-
-@given(st.fixed_dictionaries({}, optional=dict.fromkeys(["Date", "Retry-After", "X-RateLimit-Reset"], HEADER)))
-def test_any_header_is_survived(headers: dict[str, str]) -> None:
-    """Whatever the headers say, the wait is a time that is not negative, five minutes at most, or none."""
-    wait = named_wait(headers, NOON)
-
-    assert wait is None or 0 <= wait <= LONGEST_PAUSE
 
 
 # -- Answers -----------------------------------------------------------------------------------------------------------
@@ -515,7 +106,7 @@ def test_reasons_of_statuses(status: int, reason: Reason) -> None:
     error = error_in(status, b"{}")
 
     assert error.reason is reason
-    assert str(error).removesuffix(": too many requests") == f"Braze answered {status}"
+    assert str(error).removesuffix(": too many requests") == f"Braze responded with {status}"
 
 
 @pytest.mark.parametrize(
@@ -545,7 +136,7 @@ def test_braze_own_words(status: int, message: object, shown: str) -> None:
     """The message of an error that a person can mend is shown, short and printable, unless it holds part of the key."""
     body = json.dumps({"message": message}).encode()
 
-    assert str(error_in(status, body)) == f"Braze answered {status}{shown}"
+    assert str(error_in(status, body)) == f"Braze responded with {status}{shown}"
 
 
 @pytest.mark.parametrize("body", [b"", b"No", b"[]", b"\xff", b"[" * 100_000, b'{"message": %s}' % (b"9" * 5000)])
@@ -553,7 +144,7 @@ def test_errors_without_a_message(body: bytes) -> None:
     """An error's body may be anything."""
     error = error_in(400, body)
 
-    assert (error.reason, str(error)) == (Reason.BAD_REQUEST, "Braze answered 400")
+    assert (error.reason, str(error)) == (Reason.BAD_REQUEST, "Braze responded with 400")
 
 
 # -- The client --------------------------------------------------------------------------------------------------------
@@ -624,6 +215,7 @@ class NewClient:
         )
         client = Client(
             workspace,
+            [API],
             interval=interval,
             environ={"KEY": self.braze.api_key},
             wall=wall,
@@ -654,7 +246,7 @@ def client(new_client: NewClient) -> Client:
 
 def ask(client: Client, *, permit: Permit = OPEN, timeout: float = LATE) -> DataSeries:
     """Ask for the only campaign and read the answer."""
-    received = client.data_series(client.workspace.campaigns[0].id, days=3, permit=permit, timeout=timeout)
+    received = client.request(API, client.workspace.campaigns[0].id, poll=Poll(timeout=timeout), permit=permit)
     return client.read(received, samples=SAMPLES)
 
 
@@ -727,7 +319,7 @@ def test_a_response_whose_reading_fails_unexpectedly(
     braze: Simulator, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is one response's trouble: counted as its payload's, with a traceback of few lines without its text."""
-    received = client.data_series(braze.campaigns[0].id, days=3, permit=OPEN, timeout=LATE)
+    received = client.request(API, braze.campaigns[0].id, poll=Poll(), permit=OPEN)
     received.body = None  # type: ignore[assignment]
     with pytest.raises(BrazeError) as caught:
         client.read(received, samples=SAMPLES)
@@ -756,7 +348,7 @@ def test_a_deep_traceback_is_cut(caplog: pytest.LogCaptureFixture) -> None:
     try:
         descend(100)
     except KeyError as error:
-        log_traceback(("main", "id"), error)
+        log_traceback("main", "id", error)
 
     assert vars(caplog.records[0])["traceback"].count("File") == 20
     assert vars(caplog.records[0])["traceback"].rstrip().endswith('raise KeyError("a part of the response")')
@@ -774,10 +366,10 @@ def test_large_responses_take_turns(braze: Simulator, new_client: NewClient) -> 
         assert reason_of(client) is reason
         assert len(lanes.large) == 0
     misbehave(braze, Body(body), Body(body), Body(b'{"data": []}'))
-    received = client.data_series(braze.campaigns[0].id, days=3, permit=OPEN, timeout=LATE)
+    received = client.request(API, braze.campaigns[0].id, poll=Poll(), permit=OPEN)
     assert len(lanes.large) == 1
     other = reason_of(client, timeout=SOON)
-    small = client.data_series(braze.campaigns[0].id, days=3, permit=OPEN, timeout=LATE)
+    small = client.request(API, braze.campaigns[0].id, poll=Poll(), permit=OPEN)
     assert client.read(small, samples=SAMPLES) == DataSeries(None, None)
     assert len(lanes.large) == 1
     assert client.read(received, samples=SAMPLES) == DataSeries(None, None)
@@ -893,7 +485,7 @@ def test_a_wait_for_the_pace_is_in_short_steps(braze: Simulator, new_client: New
     pauses = Pauses()
     clock = Clock()
     client = new_client(requests_per_minute=1, monotonic=clock, stopped=pauses, random=Steady(0.0))
-    assert isinstance(client.data_series_pool.take(clock()), Permit)
+    assert isinstance(client.limiter(API).acquire(clock()), Permit)
     misbehave(braze, E500)
     pauses.before = lambda: setattr(clock, "ahead", clock.ahead + 5.0)
 
@@ -908,7 +500,7 @@ def test_a_retry_that_would_wait_too_long_for_the_pace(braze: Simulator, new_cli
     """Where the pace allows a retry only behind the deadline, none is waited for."""
     pauses = Pauses()
     client = new_client(requests_per_minute=1, stopped=pauses, random=Steady(0.0))
-    assert isinstance(client.data_series_pool.take(time.monotonic()), Permit)
+    assert isinstance(client.limiter(API).acquire(time.monotonic()), Permit)
     braze.misbehave(E500)
 
     assert reason_of(client, timeout=30.0) is Reason.SERVER_ERROR
@@ -920,7 +512,7 @@ def test_retries_are_paced(braze: Simulator, new_client: NewClient) -> None:
     """A retry is a request like any other: it waits for its turn."""
     client = new_client(requests_per_minute=200)
     misbehave(braze, E500)
-    permit = client.data_series_pool.take(time.monotonic())
+    permit = client.limiter(API).acquire(time.monotonic())
     assert isinstance(permit, Permit)
     started = time.monotonic()
 
@@ -929,9 +521,9 @@ def test_retries_are_paced(braze: Simulator, new_client: NewClient) -> None:
 
 
 @server
-def test_no_retry_while_the_pool_is_closed(braze: Simulator, client: Client) -> None:
+def test_no_retry_during_a_pause(braze: Simulator, client: Client) -> None:
     """When another request was refused meanwhile, a retry would be one of the storm."""
-    client.data_series_pool.failed(OPEN, RateLimited("", 60.0), time.monotonic())
+    client.limiter(API).record_failure(OPEN, RateLimited("", 60.0), time.monotonic())
     misbehave(braze, E500)
 
     assert reason_of(client) is Reason.SERVER_ERROR
@@ -951,28 +543,28 @@ def test_no_retry_after_the_stop(braze: Simulator, new_client: NewClient) -> Non
 
 @server
 def test_probes_are_single_requests(braze: Simulator, client: Client) -> None:
-    """A probe that fails is followed by another probe of the pool, not by a retry."""
-    pool = client.data_series_pool
-    pool.failed(OPEN, RateLimited("", 0.0), time.monotonic())
+    """A probe that fails is followed by another probe of the limiter, not by a retry."""
+    limiter = client.limiter(API)
+    limiter.record_failure(OPEN, RateLimited("", 0.0), time.monotonic())
     misbehave(braze, E500)
-    permit = pool.take(time.monotonic())
+    permit = limiter.acquire(time.monotonic())
     assert permit == PROBE
 
     assert reason_of(client, permit=PROBE) is Reason.SERVER_ERROR
     assert len(braze.requests) == 1
-    assert pool.take(time.monotonic()) == PROBE
+    assert limiter.acquire(time.monotonic()) == PROBE
     assert reason_of(client, permit=PROBE) is None
-    assert pool.closed is None
+    assert limiter.paused is None
 
 
 @server
 def test_a_rate_limit_pauses_until_its_reset(braze: Simulator, client: Client) -> None:
-    """A 429 closes the pool until the minute on Braze's clock is over."""
+    """A 429 pauses the rate limiter until the minute on Braze's clock is over."""
     braze.misbehave(Status(429, headers={"Date": DATE, "X-RateLimit-Reset": f"{NOON + 30}"}))
 
     assert reason_of(client) is Reason.RATE_LIMITED
-    assert client.data_series_pool.closed is Reason.RATE_LIMITED
-    assert 20 < client.data_series_pool.closed_for(time.monotonic()) <= 30
+    assert client.limiter(API).paused is Reason.RATE_LIMITED
+    assert 20 < client.limiter(API).paused_for(time.monotonic()) <= 30
 
 
 @server
@@ -982,7 +574,7 @@ def test_a_rate_limit_without_a_date_goes_by_our_clock(braze: Simulator, new_cli
     braze.misbehave(Status(429, headers={"Date": "", "X-RateLimit-Reset": f"{NOON + 200}"}))
 
     assert reason_of(client) is Reason.RATE_LIMITED
-    assert 150 < client.data_series_pool.closed_for(time.monotonic()) <= 200
+    assert 150 < client.limiter(API).paused_for(time.monotonic()) <= 200
 
 
 @server
@@ -990,12 +582,12 @@ def test_a_rate_limit_without_a_date_goes_by_our_clock(braze: Simulator, new_cli
 def test_a_wrong_key_pauses_for_an_interval(
     braze: Simulator, new_client: NewClient, interval: float, longest: float
 ) -> None:
-    """A 401 closes the pool for an interval, five minutes at most."""
+    """A 401 pauses the rate limiter for an interval, five minutes at most."""
     client = new_client(interval=interval)
     braze.misbehave(Status(401))
 
     assert reason_of(client) is Reason.UNAUTHORIZED
-    assert longest - 10 < client.data_series_pool.closed_for(time.monotonic()) <= longest
+    assert longest - 10 < client.limiter(API).paused_for(time.monotonic()) <= longest
 
 
 @server
@@ -1016,7 +608,7 @@ def test_pauses_are_logged_once(
     assert [record.levelname for record in caplog.records] == ["ERROR" if status == 401 else "WARNING", "INFO"]
     assert vars(caplog.records[0])["workspace"] == "main"
     assert float(vars(caplog.records[0])["next_request_in"].removesuffix("s")) > 50
-    assert caplog.messages[1] == "Braze answers again"
+    assert caplog.messages[1] == "Braze accepts requests again"
     assert braze.api_key not in str([vars(record) for record in caplog.records])
 
 
@@ -1061,71 +653,11 @@ def test_statistics_are_copies(client: Client) -> None:
     """What was read once does not change when more happens."""
     before = client.statistics["data_series"]
     ask(client)
-    client.count_failure("data_series", Reason.BAD_PAYLOAD)
+    client.counters.count_failure("data_series", Reason.BAD_PAYLOAD)
 
     assert before.requests == 0
     assert sum(before.durations) == sum(before.failures.values()) == 0
     assert failures(client) == {Reason.BAD_PAYLOAD: 1}
-
-
-@pytest.fixture
-def hectic() -> Iterator[None]:
-    """Let threads take turns as often as can be."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-@pytest.mark.usefixtures("hectic")
-def test_counters_of_many_threads() -> None:
-    """Nothing is lost of what threads count at the same time, and no copy is of two moments."""
-    counters = Counters()
-    done = threading.Event()
-
-    def count(_: int) -> None:
-        for _ in range(3000):
-            counters.observe("data_series", 1.0)
-            counters.count_failure("data_series", Reason.TIMEOUT)
-
-    def look() -> bool:
-        whole = True
-        while not done.is_set():
-            copy = counters.copy()["data_series"]
-            whole = whole and copy.requests == sum(copy.durations) == copy.duration_sum
-        return whole
-
-    with ThreadPoolExecutor(7) as threads:
-        looks = threads.submit(look)
-        list(threads.map(count, range(6)))
-        done.set()
-        assert looks.result()
-    statistics = counters.copy()["data_series"]
-    assert statistics.requests == statistics.failures[Reason.TIMEOUT] == sum(statistics.durations) == 18_000
-
-
-@pytest.mark.usefixtures("hectic")
-def test_permits_of_many_threads() -> None:
-    """However many threads ask at the same moment, one gets leave to send a request, and one a probe."""
-    for _ in range(200):
-        pool = pool_of(60)
-        with ThreadPoolExecutor(8) as threads:
-            taken = list(threads.map(lambda _, pool=pool: pool.take(1000.0), range(8)))
-            pool.failed(OPEN, error_of(Reason.RATE_LIMITED, 5.0), 1000.0)
-            probes = list(threads.map(lambda _, pool=pool: pool.take(1005.0), range(8)))
-
-        assert taken.count(OPEN) == 1
-        assert probes.count(PROBE) == 1
-
-
-def test_durations_are_counted_by_bucket() -> None:
-    """A duration counts in the first bucket that is large enough, the last holds the rest."""
-    statistics = ApiStatistics()
-    for seconds in (0.0, 0.05, 0.051, 30.0, 31.0):
-        statistics.observe(seconds)
-
-    assert statistics.durations == [2, 1, *[0] * (len(DURATION_BUCKETS) - 3), 1, 1]
-    assert statistics.duration_sum == pytest.approx(61.101)
 
 
 # -- The key -----------------------------------------------------------------------------------------------------------
@@ -1166,7 +698,7 @@ def test_a_new_key_is_used_with_the_next_probe(braze: Simulator, new_client: New
 
     assert reason_of(client) is Reason.UNAUTHORIZED
     assert reason_of(client, permit=PROBE) is None
-    assert client.data_series_pool.closed is None
+    assert client.limiter(API).paused is None
 
 
 @server
@@ -1179,9 +711,9 @@ def test_a_replaced_key_is_not_repeated_either(braze: Simulator, new_client: New
     braze.misbehave(Status(400, json.dumps({"message": f"{old.upper()} has ended"}).encode()))
 
     with pytest.raises(BrazeError) as raised:
-        client.data_series("id", days=3, permit=PROBE, timeout=5)
+        client.request(API, "id", poll=Poll(timeout=5), permit=PROBE)
 
-    assert str(raised.value) == "Braze answered 400"
+    assert str(raised.value) == "Braze responded with 400"
 
 
 @server
@@ -1198,7 +730,7 @@ def test_a_refusal_of_a_replaced_key_is_none(braze: Simulator, new_client: NewCl
 
         assert asked.result() is None
     assert [request.status for request in braze.requests] == [401, 200]
-    assert client.data_series_pool.closed is None
+    assert client.limiter(API).paused is None
 
 
 class HangingVolume:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.braze.data_series import DataSeries, Day, PayloadError, Variation, clean, parse_data_series
+from exporter.braze.data_series import DataSeries, Day, Variation, clean, parse_data_series
+from exporter.braze.errors import PayloadError
 from tests.support.servers import ROOT
 from tests.support.strategies import ANSWERS
 

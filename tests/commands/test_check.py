@@ -14,12 +14,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from exporter.braze.client import ApiStatistics, Reason
+from exporter.braze.counters import ApiStatistics
 from exporter.braze.data_series import DataSeries, Day, Variation
+from exporter.braze.errors import Reason
 from exporter.commands.check import Checked, Outcome, as_json, findings, lines, works
 from exporter.config import INSTANCES, Campaign, Workspace
-from exporter.poller import Failure
 from exporter.simulator.server import Body, Fault, Hang, Simulator, Status
+from exporter.state import Failure
 from tests.support.exporters import COMMAND, KEY, configure
 from tests.support.servers import PATIENCE, eventually
 
@@ -266,21 +267,24 @@ def test_the_newest_day(
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (Status(401), "unauthorized: Braze answered 401\n          The key is wrong, or belongs to another instance."),
-        (Status(403), "forbidden: Braze answered 403: The API key lacks the permission for this endpoint\n"),
+        (
+            Status(401),
+            "unauthorized: Braze responded with 401\n          The key is wrong, or belongs to another instance.",
+        ),
+        (Status(403), "forbidden: Braze responded with 403: The API key lacks the permission for this endpoint\n"),
         (
             Status(403, b'{"message": "Your IP address is not allowed"}'),
             (
-                "forbidden: Braze answered 403: Your IP address is not allowed\n"
+                "forbidden: Braze responded with 403: Your IP address is not allowed\n"
                 "          The key lacks campaigns.data_series, or does not allow this machine's address. What to do: "
             ),
         ),
         (
             Status(404),
-            "not found: Braze answered 404: No such URL\n          The address is not that of Braze's REST API.",
+            "not found: Braze responded with 404: No such URL\n          The address is not that of Braze's REST API.",
         ),
-        (Status(429), "rate limited: Braze answered 429: too many requests\n"),
-        (Status(302, headers={"Location": "http://127.0.0.1:1/"}), "redirect: Braze answered 302\n"),
+        (Status(429), "rate limited: Braze responded with 429: too many requests\n"),
+        (Status(302, headers={"Location": "http://127.0.0.1:1/"}), "redirect: Braze responded with 302\n"),
         (Hang(), "timeout: no complete response within the timeout\n"),
     ],
 )
@@ -310,7 +314,9 @@ def test_trouble_of_one_campaign(braze: Simulator, tmp_path: Path) -> None:
     assert len(braze.requests) == 12
     table = result.stdout.split("\n\n")[1].splitlines()
     assert [line.split()[0] for line in table] == ["FAILED"] * 2 + ["ok"] * 10
-    assert f"{unknown.id}  bad request: Braze answered 400: campaign_id must be a string of the campaign" in table[0]
+    assert (
+        f"{unknown.id}  bad request: Braze responded with 400: campaign_id must be a string of the campaign" in table[0]
+    )
     assert f"{odd.id}  bad payload: expected JSON, got 6 bytes of something else" in table[1]
 
 

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.commands.print import replace_file
-from exporter.metrics import FAMILIES
+from exporter.polled import FAMILIES
 from exporter.simulator.server import Hang, Simulator, Status
 from tests.support.exporters import COMMAND, KEY, configure
 from tests.support.servers import PATIENCE, eventually
@@ -75,7 +75,7 @@ def test_failures_are_named_and_the_rest_is_printed(braze: Simulator, tmp_path: 
     result = printed(configure(tmp_path, braze))
 
     assert result.returncode == 1
-    expected = f"main: {failing.name} ({failing.id}): bad_request: Braze answered 400: no such campaign\n"
+    expected = f"main: {failing.name} ({failing.id}): bad_request: Braze responded with 400: no such campaign\n"
     assert result.stderr.decode() == expected
     ups = values(result.stdout, "braze_campaign_up")
     assert (ups.pop(failing.name), set(ups.values()), len(ups)) == (0, {1}, 11)

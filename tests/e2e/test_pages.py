@@ -65,7 +65,7 @@ def test_names_do_nothing(browser: Browser, exporter: Exporter, width: int, java
             " ".join(name.split()) for name in (*HOSTILE, "Welcome", "Cart 2", "Cart 10", "Bye")
         }
         assert page.texts("#workspaces tbody td:nth-child(1)") == ['<b onclick="alert(1)">']
-        assert "Braze answered 400: <script>alert(1)</script>" in page.texts("#campaigns td:nth-child(4)")[0]
+        assert "Braze responded with 400: <script>alert(1)</script>" in page.texts("#campaigns td:nth-child(4)")[0]
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.evaluate(
             "[...document.querySelectorAll('td > *, form *')].every((each) =>"

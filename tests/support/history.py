@@ -9,12 +9,13 @@ from zoneinfo import ZoneInfo
 
 import yaml
 
-from exporter.braze.client import ApiStatistics, Reason
+from exporter.braze.counters import ApiStatistics
 from exporter.braze.data_series import parse_data_series
+from exporter.braze.errors import Reason
 from exporter.exposition import render
-from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
-from exporter.poller import CampaignState, WorkspaceState
+from exporter.metrics import CAMPAIGN_STATUS, day_rows, exporter_rows, status_rows, workspace_rows
 from exporter.simulator.server import CONTROL_GROUP, CampaignModel, campaign_models, data_series
+from exporter.state import CampaignState, WorkspaceState
 from tests.support.servers import ROOT, Prometheus, running_prometheus, write_history
 
 NOW = datetime(2025, 11, 8, 15, tzinfo=UTC)
@@ -63,6 +64,7 @@ def polled(workspace: str, zone: ZoneInfo, campaign: CampaignModel, now: float) 
     series = parse_data_series(answer)
     return CampaignState(
         workspace,
+        "data_series",
         zone,
         campaign.id,
         campaign.name,
@@ -142,12 +144,12 @@ def _exposition(moment: datetime) -> Iterator[str]:
     for workspace, zone in ZONES.items():
         for campaign in CAMPAIGNS[workspace]:
             state = _state(workspace, campaign, moment)
-            yield from _lines(render([*day_rows(state), *status_rows(state, 0)]))
+            yield from _lines(render([*day_rows(state), *status_rows(state, 0, CAMPAIGN_STATUS)]))
         api = ApiStatistics(rate_limit=50_000, rate_limit_remaining=49_000, rate_limit_reset=now + 60)
         api.failures[Reason.TIMEOUT] = int(age / timedelta(hours=7))
         api.durations[2] = api.requests = int(age / timedelta(minutes=1))
         shown = WorkspaceState(
-            workspace, zone, len(CAMPAIGNS[workspace]), up=True, closed=None, apis={"data_series": api}
+            workspace, zone, len(CAMPAIGNS[workspace]), up=True, paused=None, apis={"data_series": api}
         )
         yield from _lines(render(workspace_rows(shown)))
     own = exporter_rows(

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.config import Limits
-from exporter.exposition import Exposition, Format, Snapshot
-from exporter.poller import CampaignState
+from exporter.exposition import Format, Snapshot
+from exporter.publisher import Publisher
+from exporter.state import CampaignState
 from exporter.system.threads import NoThreadError
 from exporter.web.body_cache import REMEMBERED, Encoding, Part, Ready, pause_after
 from tests.support.servers import eventually
@@ -28,10 +29,11 @@ class World:
 
     def __init__(self, *states: CampaignState) -> None:
         self.now = 0.0
-        self.exposition = Exposition(LIMITS)
+        self.publisher = Publisher(LIMITS)
+        self.exposition = self.publisher.exposition
         self.ready = Ready(self.exposition, monotonic=lambda: self.now, fatal=lambda error: pytest.fail(repr(error)))
         for state in states:
-            self.exposition.publish(state)
+            self.publisher.publish(state)
 
     def shown(self, encoding: Encoding) -> bytes:
         """Return what is shown now, joined anew."""
@@ -86,7 +88,7 @@ def test_a_round_makes_what_has_changed() -> None:
     made = world.ready.make(GZIP)
     world.ready.refresh()
     unchanged = world.ready.part(GZIP)
-    world.exposition.publish(replace(STATE, polls=2))
+    world.publisher.publish(replace(STATE, polls=2))
     world.ready.refresh()
     changed = world.ready.part(GZIP)
 
@@ -105,7 +107,7 @@ def test_numbers_never_go_back() -> None:
     def slowly() -> Snapshot:
         world.exposition.snapshot = take  # type: ignore[method-assign]
         snapshot = take()
-        world.exposition.publish(replace(STATE, polls=2))
+        world.publisher.publish(replace(STATE, polls=2))
         world.ready.make(GZIP)
         return snapshot
 
@@ -192,7 +194,7 @@ def test_what_changes_meanwhile_waits_for_the_next_round() -> None:
     """A poll in between makes no scrape wait: what is ready is sent."""
     world = World(STATE)
     made = world.ready.make(PLAIN)
-    world.exposition.publish(replace(STATE, polls=2))
+    world.publisher.publish(replace(STATE, polls=2))
 
     assert world.ready.part(PLAIN) is made
 
@@ -203,14 +205,14 @@ def test_what_must_be_shown_is_not_late(change: str) -> None:
     world = World(STATE)
     world.ready.make(PLAIN)
     state = replace(STATE, polls=2)
-    world.exposition.publish(state)
+    world.publisher.publish(state)
     match change:
         case "withdraw":
-            world.exposition.withdraw(STATE.key)
+            world.publisher.withdraw(STATE.key)
         case "settle":
-            world.exposition.settle([state])
+            world.publisher.settle([state])
         case _:
-            world.exposition.limit(Limits(series=1, series_per_campaign=1), [state])
+            world.publisher.limit(Limits(series=1, series_per_campaign=1), [state])
 
     assert world.ready.part(PLAIN) is None
     assert decoded(world.ready.make(PLAIN)) == world.shown(PLAIN)

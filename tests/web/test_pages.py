@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter import __version__, config
-from exporter.braze.client import ApiStatistics, Reason
+from exporter.braze.counters import ApiStatistics
 from exporter.braze.data_series import Day
+from exporter.braze.errors import Reason
 from exporter.config import Campaign, Config, Workspace
-from exporter.poller import CampaignState, Failure, WorkspaceState
 from exporter.reload import Configuration
 from exporter.shards import WHOLE, Shard
+from exporter.state import CampaignKey, CampaignState, Failure, WorkspaceState
 from exporter.web.pages import CONTENT_SECURITY_POLICY, config_page, landing_page
 
 NOW = 1_772_600_000.0  # 2026-03-04 04:53:20 UTC
@@ -39,11 +40,20 @@ CONFIG = Config(
         ),
     )
 )
-WORKSPACE = WorkspaceState("main", ZONE.key, 1, up=True, closed=None, apis={"data_series": ApiStatistics()})
+WORKSPACE = WorkspaceState("main", ZONE.key, 1, up=True, paused=None, apis={"data_series": ApiStatistics()})
 POLLED = CampaignState(
-    "main", ZONE, ID, "Welcome", 300, up=True, last_success=NOW - 200, polls=3, latest=Day(date(2026, 3, 4), {}, ())
+    "main",
+    "data_series",
+    ZONE,
+    ID,
+    "Welcome",
+    300,
+    up=True,
+    last_success=NOW - 200,
+    polls=3,
+    latest=Day(date(2026, 3, 4), {}, ()),
 )
-UNPOLLED = CampaignState("main", ZONE, ID, "Welcome", 300)
+UNPOLLED = CampaignState("main", "data_series", ZONE, ID, "Welcome", 300)
 
 
 def failed(reason: Reason, detail: str = "no") -> CampaignState:
@@ -59,7 +69,7 @@ def configuration(shard: Shard = WHOLE) -> Configuration:
 def page(
     *campaigns: CampaignState,
     workspaces: Sequence[WorkspaceState] = (WORKSPACE,),
-    shown: Mapping[tuple[str, str], int] | None = None,
+    shown: Mapping[CampaignKey, int] | None = None,
     configured: Configuration | None = None,
     path: str = "/metrics",
 ) -> "Reader":
@@ -148,12 +158,12 @@ def test_links_work_below_any_path(path: str, address: str) -> None:
         (POLLED, ["up", f"Welcome |{ID}", "main", "", "2026-03-04 04:50:00 |3m ago", "2026-03-04", "42"]),
         (UNPOLLED, ["not polled yet", f"Welcome |{ID}", "main", "", "never", "none", "42"]),
         (
-            failed(Reason.BAD_REQUEST, "Braze answered 400: <b>no</b>"),
+            failed(Reason.BAD_REQUEST, "Braze responded with 400: <b>no</b>"),
             [
                 "failing",
                 f"Welcome |{ID}",
                 "main",
-                "bad request Braze answered 400: <b>no</b>",
+                "bad request Braze responded with 400: <b>no</b>",
                 "2026-03-04 04:50:00 |3m ago",
                 "2026-03-04",
                 "42",
@@ -239,12 +249,12 @@ def test_the_summary_when_nothing_fails(campaigns: list[CampaignState], kind: st
         (replace(WORKSPACE, up=None), "no campaigns in this shard", False),
         (replace(WORKSPACE, up=False), "down: no campaign was polled with success within two intervals", True),
         (
-            replace(WORKSPACE, up=False, closed=Reason.UNAUTHORIZED),
+            replace(WORKSPACE, up=False, paused=Reason.UNAUTHORIZED),
             "down: Braze refuses the API key. One request an interval finds out when it is accepted",
             True,
         ),
         (
-            replace(WORKSPACE, closed=Reason.RATE_LIMITED),
+            replace(WORKSPACE, paused=Reason.RATE_LIMITED),
             "paused: the rate limit is used up. One request finds out when it is free again",
             True,
         ),
@@ -255,7 +265,7 @@ def test_a_workspace(workspace: WorkspaceState, state: str, bad: bool) -> None: 
     shown = page(POLLED, failed(Reason.TIMEOUT), workspaces=[workspace])
 
     assert shown.workspaces == [["main", state, "1", "1", "not known", "Europe/Berlin"]]
-    assert (f"Workspace main is {state}." in shown.paragraphs) == (workspace.closed is not None)
+    assert (f"Workspace main is {state}." in shown.paragraphs) == (workspace.paused is not None)
     assert ("<tr class=bad><td>main" in shown.text) == bad
 
 
@@ -307,7 +317,7 @@ def test_any_text_is_only_text(text: str) -> None:
     state = replace(
         failed(Reason.TIMEOUT, text), workspace=text, campaign_name=text, campaign_id=f"{text}!", last_success=None
     )
-    workspace = WorkspaceState(text, text, 1, up=True, closed=Reason.RATE_LIMITED, apis={})
+    workspace = WorkspaceState(text, text, 1, up=True, paused=Reason.RATE_LIMITED, apis={})
 
     shown = page(state, workspaces=[workspace])
 
