@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from exporter.exposition import Exposition
     from exporter.poller import Poller
     from exporter.reload import Configuration
-    from exporter.web.body_cache import Ready
-    from exporter.web.web_config import Watched
+    from exporter.web.body_cache import BodyCache
+    from exporter.web.web_config import WatchedWebConfig
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -56,16 +56,16 @@ _SLICE = 1 << 16  # bytes that are joined at once
 def application(
     poller: Poller,
     exposition: Exposition,
-    ready: Ready,
+    bodies: BodyCache,
     configuration: Configuration,
     *,
-    web_config: Watched | None = None,
+    web_config: WatchedWebConfig | None = None,
     telemetry_path: str,
     request_reload: Callable[[], Future[str | None]] | None,
     log_lines_dropped: Callable[[], int],
 ) -> ASGIApp:
     """Return the ASGI application; without `request_reload` reloads over HTTP are refused."""
-    scrape = _Scrape(poller, exposition, ready, configuration, web_config, log_lines_dropped)
+    scrape = _Scrape(poller, exposition, bodies, configuration, web_config, log_lines_dropped)
 
     def overview() -> str:
         campaigns = poller.campaigns
@@ -149,19 +149,19 @@ class _Scrape:
         self,
         poller: Poller,
         exposition: Exposition,
-        ready: Ready,
+        bodies: BodyCache,
         configuration: Configuration,
-        web_config: Watched | None,
+        web_config: WatchedWebConfig | None,
         log_lines_dropped: Callable[[], int],
     ) -> None:
         self._poller = poller
         self._exposition = exposition
-        self._ready = ready
+        self._bodies = bodies
         self._configuration = configuration
         self._web_config = web_config
         self._log_lines_dropped = log_lines_dropped
         self._making = {
-            encoding: SingleFlight(partial(ready.make, encoding))
+            encoding: SingleFlight(partial(bodies.make, encoding))
             for encoding in (Encoding(form, gzip) for form in Format for gzip in (False, True))
         }
         self._collectors = (
@@ -175,7 +175,7 @@ class _Scrape:
         headers = Headers(scope=scope)
         chosen = negotiate(_asked(headers, "Accept"))
         encoding = Encoding(chosen.form, accepts_gzip(_asked(headers, "Accept-Encoding")))
-        part = self._ready.part(encoding) or await self._making[encoding]()
+        part = self._bodies.part(encoding) or await self._making[encoding]()
         end = part.end(self._own(chosen.form))
         own_headers = [
             (b"content-type", chosen.content_type.encode()),

@@ -16,7 +16,6 @@ import socket
 import sys
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from exporter.web.client_limits import ClientLimits
+
 logger = logging.getLogger(__name__)
 
 _ACCEPTED_AT_ONCE = 16  # connections, before those that are open have their turn
@@ -51,15 +52,6 @@ _SLICE = 1 << 17  # bytes of an answer that a connection gets at once; when it a
 
 # asyncio gives each TLS connection a buffer of 256 KiB before it is known who is there. Requests need much less.
 asyncio.sslproto.SSLProtocol.max_size = _READ_AT_ONCE
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What clients may take: connections, seconds until a request is there, and seconds until its answer is gone."""
-
-    connections: int = 1000
-    header_timeout: float = 10
-    write_timeout: float = 60
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -84,7 +76,7 @@ class Server:
         application: ASGIApp,
         *,
         headers: Mapping[str, str],
-        limits: Limits,
+        limits: ClientLimits,
         settings: Callable[[], WebConfig] = WebConfig,
     ) -> None:
         self.application = _Guard(application, headers, settings)

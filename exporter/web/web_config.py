@@ -139,7 +139,7 @@ def certificate_fits(certificate: Mapping[str, object] | None, allowed: frozense
     return any(_name(kind, text) in allowed for kind, text in names)
 
 
-class Watched:
+class WatchedWebConfig:
     """The web configuration in force; once started, changes of its files come into force.
 
     `successful` tells whether the files as they are now are in force. Attributes may be read by any thread, `refresh`
