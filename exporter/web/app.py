@@ -27,7 +27,7 @@ from exporter.web.negotiation import accepts_gzip, negotiate
 from exporter.web.pages import CONTENT_SECURITY_POLICY, config_page, landing_page
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from concurrent.futures import Future
 
     from starlette.requests import Request
@@ -50,7 +50,6 @@ HEADERS = {
 Made = TypeVar("Made")
 
 _GZIP_WINDOW_BITS = 31
-_SLICE = 1 << 16  # bytes that are joined at once
 
 
 def application(
@@ -185,9 +184,7 @@ class _Scrape:
         if encoding.gzip:
             own_headers.append((b"content-encoding", b"gzip"))
         await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": own_headers})
-        for joined in _slices(chain(part.pieces, (end,))) if scope["method"] != "HEAD" else ():
-            await send({"type": "http.response.body", "body": joined, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "pieces": (*part.pieces, end)})
 
     def _own(self, form: Format) -> bytes:
         rows = chain(
@@ -234,22 +231,6 @@ class SingleFlight(Generic[Made]):
             except NoThreadError:
                 return self._make()
             return await asyncio.wrap_future(made)
-
-
-def _slices(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Join small pieces as they are needed; what is larger than a slice is cut where it is sent.
-
-    So a slow client costs one slice, besides the pieces, which all clients share.
-    """
-    together: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        together.append(piece)
-        size += len(piece)
-        if size >= _SLICE:
-            yield b"".join(together)
-            together, size = [], 0
-    yield b"".join(together)
 
 
 def _asked(headers: Headers, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Tests of exporter.server: requests as they stand, limits, clients that do harm, all against a real process."""
+"""Tests of exporter.web.server: requests as they stand, limits, clients that do harm, all against a real process."""
 
 import asyncio
 import base64
