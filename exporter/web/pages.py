@@ -1,7 +1,7 @@
 """The pages for people: how polling goes, the failing first, and the configuration in force. Pure.
 
-They need no other file and no other host. The browser is told to run and apply nothing but SCRIPT and STYLE, which it
-knows by their hashes; without them everything is there, except for sorting and searching.
+They load no other file and no other host: overview.css and overview.js are inlined into overview.html. Browsers run and
+apply nothing else, as the Content-Security-Policy names their hashes. Without scripts only sorting and searching lack.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import html
 import re
 from collections import Counter
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
@@ -55,7 +57,7 @@ def landing_page(
     states = Counter(map(_state, campaigns))
     failing = Counter(campaign.workspace for campaign in campaigns if campaign.failure is not None)
     ordered = sorted(campaigns, key=_state)
-    return _PAGE.format(
+    return _PAGE.substitute(
         title=f"{states[FAILING]:,} failing - braze-exporter" if states[FAILING] else "braze-exporter",
         style=STYLE,
         version=html.escape(__version__),
@@ -268,176 +270,22 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-STYLE = f"""
-:root {{
-  color-scheme: light dark;
-  --bad: #b3261e; --bad-ground: #fdecea; --good: #1b6e33; --faint: #5f6368; --line: #8885; --ground: #fff;
-  font: 15px/1.45 system-ui, sans-serif;
-}}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --bad: #ff8a80; --bad-ground: #3b1a18; --good: #81c995; --faint: #9aa0a6; --ground: #16181b; }}
-}}
-html {{ background: var(--ground); }}
-body {{ margin: 1.5rem auto; max-width: 100rem; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; margin: 0; }}
-h2 {{ font-size: 1.15rem; margin: 2rem 0 .5rem; }}
-h1 small, i, code, .note {{ color: var(--faint); font-weight: normal; }}
-i {{ font-style: normal; }}
-ul {{ margin: .5rem 0; padding-left: 1.25rem; }}
-nav {{ display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: .5rem 0 1rem; }}
-p {{ margin: .5rem 0; }}
-p.bad, p.good {{ border-left: .3rem solid; color: var(--bad); font-weight: 600; padding: .1rem 0 .1rem .75rem; }}
-p.good {{ color: var(--good); }}
-form {{ align-items: center; display: flex; flex-wrap: wrap; gap: .5rem 1rem; margin: .5rem 0; }}
-input, select, button {{ font: inherit; }}
-label, input, select {{ box-sizing: border-box; max-width: 100%; }}
-input, select {{ padding: .25rem .4rem; }}
-input {{ width: 22rem; }}
-[hidden] {{ display: none !important; }}
-table {{ border-collapse: collapse; font-size: .875rem; width: 100%; }}
-th, td {{ border-bottom: 1px solid var(--line); overflow-wrap: break-word; padding: .35rem .75rem .35rem 0; }}
-th, td {{ text-align: left; vertical-align: top; }}
-th button {{ background: none; border: 0; color: inherit; cursor: pointer; font-weight: inherit; padding: 0; }}
-th button {{ text-align: left; }}
-th[aria-sort=ascending] button::after {{ content: " \\25B2"; }}
-th[aria-sort=descending] button::after {{ content: " \\25BC"; }}
-td b {{ font-weight: 600; }}
-td code {{ display: block; font-size: .8rem; overflow-wrap: anywhere; }}
-.long {{ max-height: 6em; overflow: auto; }}
-time {{ white-space: nowrap; }}
-tr.bad {{ background: var(--bad-ground); box-shadow: inset .25rem 0 var(--bad); }}
-tr.bad td:first-child {{ padding-left: .6rem; }}
-tr.bad b {{ color: var(--bad); }}
-/* Not a table's own layout, in which thousands of rows are measured at each change, seen or not. */
-#campaigns, #campaigns thead, #campaigns tbody {{ display: block; }}
-#campaigns thead {{ background: var(--ground); position: sticky; top: 0; z-index: 1; }}
-#campaigns tr {{ border-bottom: 1px solid var(--line); display: grid; }}
-#campaigns tr {{ grid-template-columns: 8rem minmax(0, 5fr) minmax(0, 2fr) minmax(0, 5fr) 10.5rem 6.5rem 5rem; }}
-#campaigns tbody tr {{ contain-intrinsic-size: auto 3.2rem; content-visibility: auto; }}
-#campaigns th, #campaigns td {{ border: 0; }}
-@media (max-width: 60rem) {{
-  #workspaces, #workspaces tbody, #workspaces tr, #campaigns tr {{ display: block; }}
-  #workspaces thead {{ display: none; }}
-  #campaigns thead {{ position: static; }}
-  #campaigns thead tr {{ border: 0; display: flex; flex-wrap: wrap; gap: 0 1rem; }}
-  #campaigns tbody tr {{ contain-intrinsic-size: auto 11rem; }}
-  table tbody tr {{ border: 1px solid var(--line); border-radius: .4rem; margin: .5rem 0; padding: .35rem .6rem; }}
-  td, tr.bad td:first-child {{ border: 0; padding: .1rem 0; }}
-  td {{ display: grid; gap: 0 .5rem; grid-template-columns: 8.5rem minmax(0, 1fr); }}
-  td > * {{ grid-column: 2; }}
-  td:empty {{ display: none; }}
-  td::before {{ color: var(--faint); grid-column: 1; grid-row: 1 / span 9; }}
-{_labels("workspaces", _WORKSPACE_HEADS)}
-{_labels("campaigns", _HEADS)}
-}}
-"""
-"""The looks of the overview: a table, or a card for each row where there is little room."""
+def _file(name: str) -> str:
+    return resources.files("exporter.web").joinpath(name).read_text(encoding="utf-8")
 
-SCRIPT = """
-"use strict";
-const table = document.getElementById("campaigns");
-const heads = [...table.tHead.rows[0].cells];
-const rows = [...table.tBodies[0].rows].map((row) => ({row, state: row.cells[0].textContent, text: ""}));
-const form = document.forms[0];
-const {search, state, count} = form.elements;
-const order = new Intl.Collator("en", {numeric: true}).compare;
 
-function sort(column, direction) {
-  heads.forEach((head, place) => {
-    if (place === column) head.setAttribute("aria-sort", direction);
-    else head.removeAttribute("aria-sort");
-  });
-  for (const each of rows) each.key = each.row.cells[column].textContent;
-  const sign = direction === "ascending" ? 1 : -1;
-  rows.sort((one, other) => sign * order(one.key, other.key));
-  table.tBodies[0].replaceChildren(...rows.map((each) => each.row));
-}
+STYLE = _file("overview.css").replace(
+    "/* LABELS */", f"{_labels('workspaces', _WORKSPACE_HEADS)}\n{_labels('campaigns', _HEADS)}".strip()
+)
+"""A table, or on narrow screens a card for each row."""
 
-function filter() {
-  const words = search.value.toLowerCase().split(/\\s+/).filter(Boolean);
-  let shown = 0;
-  for (const each of rows) {
-    each.text ||= each.row.textContent.toLowerCase();
-    const fits = (!state.value || each.state === state.value) && words.every((word) => each.text.includes(word));
-    each.row.hidden = !fits;
-    shown += fits;
-  }
-  count.value = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} shown`;
-  const wanted = new URLSearchParams(new FormData(form)).toString();
-  history.replaceState(null, "", wanted === "search=&state=" ? location.pathname : `#${wanted}`);
-}
-
-heads.forEach((head, column) => {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.append(...head.childNodes);
-  button.addEventListener("click", () => {
-    sort(column, head.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending");
-  });
-  head.append(button);
-});
-heads[0].setAttribute("aria-sort", "ascending");
-const wanted = new URLSearchParams(location.hash.slice(1));
-search.value = wanted.get("search") ?? "";
-state.value = wanted.get("state") ?? "";
-form.addEventListener("input", filter);
-form.addEventListener("submit", (event) => event.preventDefault());
-form.hidden = false;
-filter();
-"""
-"""Sorting and searching; what is wanted stands in the address, so that it outlives a reload of the page."""
+SCRIPT = _file("overview.js")
+"""Sorting and searching; the search is kept in the address, so that it survives a reload of the page."""
 
 CONTENT_SECURITY_POLICY = (
     f"default-src 'none'; script-src {_source(SCRIPT)}; style-src {_source(STYLE)}; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""What a browser may do with a page: nothing but this script and this style."""
+"""Allows a browser nothing but this script and this style."""
 
-_PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>{style}</style>
-</head>
-<body>
-<header>
-<h1>braze-exporter <small>{version}</small></h1>
-<p>Polls the analytics of Braze campaigns and serves their latest days' counts as Prometheus metrics.{shard}</p>
-<nav>
-<a href="{metrics}">Metrics</a>
-<a href="config">Configuration</a>
-<a href="-/healthy">Health</a>
-<a href="-/ready">Readiness</a>
-</nav>
-</header>
-<main>
-{summary}
-<p class="note">As of {time} UTC.</p>
-<h2>Workspaces</h2>
-<table id="workspaces">
-<thead><tr>{workspace_heads}</thead>
-<tbody>
-{workspaces}
-</tbody>
-</table>
-<h2>Campaigns</h2>
-<form hidden>
-<label>Search <input type="search" name="search" autocomplete="off" spellcheck="false"></label>
-<label>State <select name="state" autocomplete="off"><option value="">all ({total})</option>{options}</select></label>
-<output name="count"></output>
-</form>
-<table id="campaigns">
-<thead><tr>{heads}</thead>
-<tbody>
-{campaigns}
-</tbody>
-</table>
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
+_PAGE = Template(_file("overview.html"))
