@@ -24,7 +24,7 @@ from exporter.system import threads
 from exporter.system.threads import NoThreadError
 from exporter.web.body_cache import Encoding
 from exporter.web.negotiation import accepts_gzip, negotiate
-from exporter.web.pages import CONTENT_SECURITY_POLICY, config_page, landing_page
+from exporter.web.pages import CONTENT_SECURITY_POLICY, RELOAD_INTERVALS, config_page, landing_page
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -66,11 +66,17 @@ def application(
     """Return the ASGI application; without `request_reload` reloads over HTTP are refused."""
     scrape = _Scrape(poller, exposition, bodies, configuration, web_config, log_lines_dropped)
 
-    def overview() -> str:
+    def overview(reload_interval: int | None) -> str:
         campaigns = poller.campaigns
         shown = {campaign.key: exposition.shown(campaign.key) for campaign in campaigns}
         return landing_page(
-            poller.workspaces, campaigns, shown, configuration, telemetry_path=telemetry_path, now=time.time()
+            poller.workspaces,
+            campaigns,
+            shown,
+            configuration,
+            telemetry_path=telemetry_path,
+            now=time.time(),
+            reload_interval=reload_interval,
         )
 
     async def reload(_: Request) -> Response:
@@ -82,7 +88,14 @@ def application(
             return PlainTextResponse(f"{problem}\n", status_code=500)
         return PlainTextResponse("The configuration was reloaded.\n")
 
-    landing = _page(overview, "text/html; charset=utf-8")
+    overviews = {
+        str(seconds or ""): _page(partial(overview, seconds), "text/html; charset=utf-8")
+        for seconds in (None, *RELOAD_INTERVALS)
+    }
+
+    async def landing(request: Request) -> Response:
+        return await overviews.get(request.query_params.get("refresh", ""), overviews[""])(request)
+
     config = _page(lambda: config_page(configuration.current), "text/plain; charset=utf-8")
     routed = _routed(
         Route(telemetry_path, scrape, methods=["GET"]),  # first: it may take the place of a page

@@ -1,4 +1,4 @@
-"""The pages for people: how polling goes, the failing first, and the configuration in force. Pure.
+"""Pages for people: the overview of all campaigns, failing ones first, and the configuration in use. Pure.
 
 They load no other file and no other host: overview.css and overview.js are inlined into overview.html. Browsers run and
 apply nothing else, as the Content-Security-Policy names their hashes. Without scripts only sorting and searching lack.
@@ -29,15 +29,30 @@ from exporter.config import duration_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from exporter.braze.data_series import Day
     from exporter.config import Config
     from exporter.poller import CampaignKey, CampaignState, WorkspaceState
     from exporter.reload import Configuration
 
-FAILING, UNPOLLED, STALE, UP = _STATES = ("failing", "not polled yet", "stale", "up")
-"""A campaign's state in words; the order of the alphabet is the order of the page."""
+FAILING, NO_DAYS, UNPOLLED, STALE, UP = _STATES = ("failing", "no days", "not polled yet", "stale", "up")
+"""How polling a campaign goes; the order of the alphabet is the order of the page."""
 
-_HEADS = ("State", "Campaign", "Workspace", "Last poll's failure", "Last success, UTC", "Latest day", "Samples")
+RELOAD_INTERVALS = {10: "10 s", 60: "minute", 300: "5 minutes"}
+"""The page reloads itself at these intervals, in seconds, where its query says so: `?refresh=60`."""
+
+_HEADS = (
+    "Polling",
+    "Campaign",
+    "Workspace",
+    "Failure of the last poll",
+    "Last success, UTC",
+    "Latest day",
+    "Sent, latest day",
+    "Sent, previous day",
+    "Samples",
+)
 _SHORT = 120  # characters
+_VOLUMES = ("sent", "impressions")  # in-app messages are not sent but shown
 _WORKSPACE_HEADS = ("Workspace", "State", "Campaigns", "Failing", "Rate limit left", "Time zone")
 
 
@@ -49,10 +64,12 @@ def landing_page(
     *,
     telemetry_path: str,
     now: float,
+    reload_interval: int | None = None,
 ) -> str:
     """Return the overview as HTML; `shown` is how many samples each campaign has, `now` the page's Unix time.
 
     Links are relative, so that they work behind a proxy that serves the exporter below a path of its own.
+    `reload_interval` is in seconds, None for a page that does not reload itself.
     """
     states = Counter(map(_state, campaigns))
     failing = Counter(campaign.workspace for campaign in campaigns if campaign.failure is not None)
@@ -65,6 +82,8 @@ def landing_page(
         shard=f" This is shard {shard.number} of {shard.total}." if (shard := configuration.shard).total > 1 else "",
         summary="\n".join(_summary(workspaces, campaigns, states, configuration)),
         time=_time(now),
+        refresh=f'<meta http-equiv="refresh" content="{reload_interval}">' if reload_interval else "",
+        reloads=", ".join(_reload_link(seconds, reload_interval) for seconds in (None, *RELOAD_INTERVALS)),
         workspace_heads=_heads(_WORKSPACE_HEADS),
         workspaces="\n".join(_workspace(workspace, failing[workspace.workspace], now) for workspace in workspaces),
         options="".join(f'<option value="{state}">{state} ({states[state]:,})</option>' for state in _STATES),
@@ -76,7 +95,7 @@ def landing_page(
 
 
 def config_page(config: Config) -> str:
-    """Return the configuration in force as YAML that could be loaded again: defaults filled in, and no key in it."""
+    """Return the configuration in use as YAML that could be loaded again, with all defaults and without keys."""
     return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_ENDLESS)
 
 
@@ -84,9 +103,9 @@ _ENDLESS = 1 << 20
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that is a number in YAML 1.2, too: 1.1 knows none with an exponent and without a point.
+    """YAML dumper that quotes texts that are numbers in YAML 1.2 only: with an exponent and without a point.
 
-    In Python, as libyaml writes an emoji as a number.
+    PyYAML's own and not libyaml's, which escapes emojis.
     """
 
 
@@ -94,7 +113,7 @@ _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+\Z"), list("-+.0123456789")
 )
 _Dumper.add_representer(
-    str,  # what does not print is escaped, which only double quotes do: other line breaks than \n would be lost
+    str,  # only double quotes escape unprintable characters; line breaks other than \n would be lost
     lambda dumper, text: dumper.represent_scalar(
         "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'
     ),
@@ -102,10 +121,10 @@ _Dumper.add_representer(
 
 
 def _plain(value: object) -> object:
-    """Return a setting as YAML has it. The models hold where a key is, never the key."""
+    """Return a setting as YAML has it. The models have the place of a key, never the key."""
     match value:
         case BaseModel():
-            # An instance is only another way to write the endpoint, and no file may have both.
+            # The endpoint says the same as the instance, and no file may have both.
             return {name: _plain(setting) for name, setting in value if setting is not None and name != "instance"}
         case tuple():
             return [_plain(item) for item in value]
@@ -122,7 +141,9 @@ def _state(campaign: CampaignState) -> str:
         return FAILING
     if campaign.up is None:
         return UNPOLLED
-    return UP if campaign.up else STALE
+    if not campaign.up:
+        return STALE
+    return NO_DAYS if campaign.latest is None else UP
 
 
 def _summary(
@@ -131,11 +152,11 @@ def _summary(
     states: Counter[str],
     configuration: Configuration,
 ) -> Iterator[str]:
-    """Yield what somebody who was woken up needs to know first."""
+    """Yield the paragraphs that an on-call engineer needs first."""
     if not configuration.successful:
         yield (
-            '<p class="bad">The last reload of the configuration failed, the log says why. '
-            f"What was loaded at {_time(configuration.succeeded_at)} UTC is in force.</p>"
+            '<p class="bad">The last reload of the configuration failed; the log has the reason. '
+            f"The configuration loaded at {_time(configuration.succeeded_at)} UTC is still in use.</p>"
         )
     for workspace in workspaces:
         if workspace.closed is not None:
@@ -154,6 +175,15 @@ def _summary(
     rest = [f"{states[state]:,} {state}" for state in (UNPOLLED, STALE) if states[state]]
     if rest:
         yield f"<p>{', '.join(rest).capitalize()}.</p>"
+    if states[NO_DAYS]:
+        yield f"<p>No days from Braze for {states[NO_DAYS]:,} of {total}: polling works, but there are no numbers.</p>"
+
+
+def _reload_link(seconds: int | None, chosen: int | None) -> str:
+    current = " aria-current=true" if seconds == chosen else ""
+    if seconds is None:
+        return f'<a href="?"{current}>never</a>'
+    return f'<a href="?refresh={seconds}"{current}>every {RELOAD_INTERVALS[seconds]}</a>'
 
 
 def _words(reason: Reason) -> str:
@@ -168,7 +198,7 @@ def _advice(reason: Reason) -> str:
 def _workspace(workspace: WorkspaceState, failing: int, now: float) -> str:
     limits = [
         f"{api}: {statistics.rate_limit_remaining:,.0f} of {statistics.rate_limit:,.0f}"
-        + (f", {_reset(statistics.rate_limit_reset, now)}" if statistics.rate_limit_reset is not None else "")
+        + ("" if statistics.rate_limit_reset is None else _reset(statistics.rate_limit_reset, now))
         for api, statistics in workspace.apis.items()
         if statistics.rate_limit is not None and statistics.rate_limit_remaining is not None
     ]
@@ -185,20 +215,23 @@ def _workspace(workspace: WorkspaceState, failing: int, now: float) -> str:
 
 def _workspace_state(workspace: WorkspaceState) -> str:
     if workspace.closed is Reason.UNAUTHORIZED:
-        return "down: Braze refuses the API key. One request an interval finds out when it is accepted"
+        return "down: Braze rejects the API key. One request per interval checks whether it is accepted again"
     if workspace.closed is not None:
-        return "paused: the rate limit is used up. One request finds out when it is free again"
+        return (
+            "paused: the rate limit is used up. When the pause is over, one request checks whether Braze accepts more"
+        )
     if workspace.up is None:
         return "no campaigns in this shard"
-    return "up" if workspace.up else "down: no campaign was polled with success within two intervals"
+    return "up" if workspace.up else "down: no poll of any campaign succeeded within two intervals"
 
 
 def _reset(unix: float, now: float) -> str:
+    """Return when the rate limit is reset; what was left before a reset in the past is not what is left now."""
     try:
         clock = f"{datetime.fromtimestamp(unix, UTC):%H:%M:%S} UTC"
-    except (ValueError, OverflowError, OSError):  # what a header said may be no time
-        return "until a time that is none"
-    return f"full again at {clock}" if unix > now else f"full again since {clock}"
+    except (ValueError, OverflowError, OSError):  # the header can hold any number
+        return ", reset at an invalid time"
+    return f", reset at {clock}" if unix > now else f" before the reset at {clock}"
 
 
 def _campaign(campaign: CampaignState, samples: int, now: float) -> str:
@@ -215,23 +248,35 @@ def _campaign(campaign: CampaignState, samples: int, now: float) -> str:
         if campaign.last_success is None
         else f"{_time(campaign.last_success)} {_ago(campaign.last_success, now)}",
         "none" if campaign.latest is None else campaign.latest.date.isoformat(),
-        str(samples),
+        _volume(campaign.latest),
+        _volume(campaign.previous),
+        f"{samples:,}",
     )
     return _row(cells, bad=state in {FAILING, STALE})
 
 
+def _volume(day: Day | None) -> str:
+    """Return the number of messages of a day, of all variations together; empty where Braze returned none."""
+    for statistic in _VOLUMES:
+        numbers = [each.statistics.get(statistic) for each in ([] if day is None else day.variations)]
+        known = [number for number in numbers if number is not None]
+        if known:
+            return f"{sum(known):,.0f}{'' if statistic == _VOLUMES[0] else f' {statistic}'}"
+    return ""
+
+
 def _failure(campaign: CampaignState) -> str:
-    """Return how the last poll failed, or how earlier ones did: what comes and goes should be seen, too."""
+    """Return why the last poll failed, or else the failures of earlier ones, so that rare failures are seen too."""
     if campaign.failure is not None:
         return f"<div><b>{_words(campaign.failure.reason)}</b> {html.escape(campaign.failure.detail)}</div>"
     if campaign.failures:
         earlier = ", ".join(f"{count:,} {_words(reason)}" for reason, count in campaign.failures.items())
-        return f"<i>earlier: {earlier}</i>"
+        return f"<i>earlier polls: {earlier}</i>"
     return ""
 
 
 def _text(text: str) -> str:
-    """Return anybody's text, in a box of its own: its direction is no other text's, and its height is limited."""
+    """Return an untrusted text in a box, which isolates its direction and limits its height."""
     kind = " class=long" if len(text) > _SHORT else ""
     return f"<div{kind}>{html.escape(text)}</div>"
 
@@ -254,19 +299,19 @@ def _heads(heads: Sequence[str]) -> str:
 
 
 def _row(cells: Sequence[str], *, bad: bool) -> str:
-    """Return a row without the end tags that HTML does without: there are thousands of them."""
+    """Return a row without optional end tags, as there are thousands of rows."""
     return f"<tr{' class=bad' if bad else ''}><td>{'<td>'.join(cells)}"
 
 
 def _labels(table: str, heads: Sequence[str]) -> str:
-    """Return the rules that name each cell where a row is shown as a card."""
+    """Return the CSS rules that label each cell where a row is shown as a card."""
     return "\n".join(
         f'  #{table} td:nth-child({place})::before {{ content: "{head}"; }}' for place, head in enumerate(heads, 1)
     )
 
 
 def _source(text: str) -> str:
-    """Return how a Content-Security-Policy names a text that stands in the page."""
+    """Return a source of a Content-Security-Policy that allows this script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
