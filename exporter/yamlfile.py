@@ -69,9 +69,14 @@ def finding(error: ErrorDetails) -> Finding:
 def unknown_key(location: Location, known: Iterable[str]) -> Finding:
     """Return the finding of a key that is none of the known ones."""
     names = sorted(known)
-    close = difflib.get_close_matches(str(location[-1]), names, n=1)
-    hint = f"did you mean {close[0]}?" if close else ""
+    hint = suggestion(str(location[-1]), names)
     return Finding(location, f"one of the keys {', '.join(names)}", "an unknown one", hint)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return a hint with the known name that is most like `name`, empty where none is like it."""
+    close = difflib.get_close_matches(name, [*known], n=1)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 _BUILT_IN = {

@@ -1,4 +1,4 @@
-"""Tests of exporter.webconfig: good and bad files against promtool, messages, what TLS does, and changes of files."""
+"""Tests of exporter.web.web_config: files against promtool, messages, what TLS does, and changes of files."""
 
 import os
 import re
@@ -127,6 +127,7 @@ BAD = [
     ("http_server_config: {headers: {X-Content-Type-Options: sniff}}", "expected nosniff, got 'sniff'"),
     ("http_server_config: {headers: {Server: x}}", "Server: expected one of the keys Content-Security-Policy"),
     ("basic_auth_users: {alice: secret}", "basic_auth_users: expected the bcrypt hash of a password, of a cost from"),
+    ("basic_auth_users: {alice: }", "basic_auth_users: expected the bcrypt hash of a password, of a cost from"),
     (f"basic_auth_users: {{alice: {HASH.replace('$04$', '$32$')}}}", "of a cost from 4 to 31"),
     (f"basic_auth_users: [{HASH}]", "basic_auth_users: expected a mapping of keys to values"),
     ("basic_auth_users: {alice: {", ":2: expected YAML, got a syntax error"),
@@ -187,10 +188,21 @@ def test_all_problems_at_once(write: Written) -> None:
     file = write(
         "tls_server_config:\n  cert_file: none.pem\n  min_version: TLS9\n  x: y\nrate_limit: {}\n"
         "basic_auth_users:\n  alice: x\n"
+        "http_server_config:\n  headers:\n    X-Frame-Options: x\n"
     )
 
     lines = [re.match(rf"{re.escape(str(file))}:(\d+): ", problem) for problem in problems(file).splitlines()]
-    assert [line and line[1] for line in lines] == ["1", "2", "3", "4", "5", "7"]
+    assert [line and line[1] for line in lines] == ["1", "2", "3", "4", "5", "7", "10"]
+
+
+def test_all_entries_of_a_list(write: Written) -> None:
+    """Every wrong entry of a list is told, not only the first."""
+    text = problems(write(f"tls_server_config: {{{TLS}, cipher_suites: [A, TLS_AES_128_GCM_SHA256, B]}}"))
+
+    assert re.findall(r"(cipher_suites\[\d\]): .* got ('.')", text) == [
+        ("cipher_suites[0]", "'A'"),
+        ("cipher_suites[2]", "'B'"),
+    ]
 
 
 @pytest.mark.parametrize(
