@@ -19,7 +19,8 @@ import pytest
 from exporter.config import ConfigError
 from exporter.system.files import Files
 from exporter.system.threads import NoThreadError
-from exporter.web.web_config import CIPHER_SUITES, WatchedWebConfig, WebConfig, certificate_fits, load
+from exporter.web.web_config import WatchedWebConfig, WebConfig, certificate_fits, load
+from exporter.web.web_settings import CIPHER_SUITES
 from tests.support.certificates import Certificates, make_certificates
 from tests.support.servers import ROOT, eventually
 from tests.support.system import Volume, no_new_threads
