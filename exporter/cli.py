@@ -36,9 +36,10 @@ from exporter.system.output import Output
 from exporter.system.threads import NoThreadError
 from exporter.web import app as web
 from exporter.web import server
-from exporter.web.body_cache import Ready
-from exporter.web.server import Limits, Server
-from exporter.web.web_config import Watched, WebConfig
+from exporter.web.body_cache import BodyCache
+from exporter.web.client_limits import ClientLimits
+from exporter.web.server import Server
+from exporter.web.web_config import WatchedWebConfig, WebConfig
 
 if TYPE_CHECKING:
     import argparse
@@ -286,7 +287,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _load_both(path: Path, web_path: Path | None, *, refused: int) -> tuple[Config, Watched | None]:
+def _load_both(path: Path, web_path: Path | None, *, refused: int) -> tuple[Config, WatchedWebConfig | None]:
     """Read the configuration, and the web server's where there is one.
 
     Raises _FailedError with all problems of both, and with the status `refused`.
@@ -298,7 +299,7 @@ def _load_both(path: Path, web_path: Path | None, *, refused: int) -> tuple[Conf
     except ConfigError as error:
         problems += error.problems
     try:
-        web_config = None if web_path is None else Watched(web_path)
+        web_config = None if web_path is None else WatchedWebConfig(web_path)
     except ConfigError as error:
         problems += error.problems
     if loaded is None or problems:
@@ -357,7 +358,9 @@ def _run(
             return fitting
 
         configuration = Configuration(loaded, shard=shard, read=read, apply=poller.apply, wall=time.time)
-        limits = Limits(connections=connections, header_timeout=flags.header_timeout, write_timeout=flags.write_timeout)
+        limits = ClientLimits(
+            connections=connections, header_timeout=flags.header_timeout, write_timeout=flags.write_timeout
+        )
         tls = web_config is not None and web_config.current.context is not None
         urls = [_url(listener, tls=tls) for listener in sockets]
         for url in urls:
@@ -427,7 +430,7 @@ class _Process:
         self._stopped = asyncio.Event()
         publisher = Publisher(loaded.limits)
         self._exposition = publisher.exposition
-        self._ready = Ready(self._exposition, monotonic=time.monotonic, fatal=self._fail)
+        self._body_cache = BodyCache(self._exposition, monotonic=time.monotonic, fatal=self._fail)
         try:
             self.poller = Poller(
                 loaded,
@@ -447,8 +450,8 @@ class _Process:
         configuration: Configuration,
         flags: argparse.Namespace,
         *,
-        limits: Limits,
-        web_config: Watched | None,
+        limits: ClientLimits,
+        web_config: WatchedWebConfig | None,
         surroundings: _Surroundings,
         watch: Watch | None,
     ) -> int:
@@ -461,7 +464,7 @@ class _Process:
         application = web.application(
             self.poller,
             self._exposition,
-            self._ready,
+            self._body_cache,
             configuration,
             web_config=web_config,
             telemetry_path=flags.telemetry_path,
@@ -472,7 +475,7 @@ class _Process:
         for each, listeners in zip(servers, (sockets, probes), strict=True):
             each.start(listeners)
         self.poller.start()
-        self._ready.start()
+        self._body_cache.start()
         reloads.start()
         if web_config is not None:
             web_config.start(self._fail)
@@ -481,11 +484,13 @@ class _Process:
         systemd.notify(systemd.STOPPING, os.environ)
         logger.info("stopping")
         self.poller.stop()
-        self._ready.stop()
+        self._body_cache.stop()
         await asyncio.gather(*(each.stop(_GRACE) for each in servers))
         return self._status
 
-    def _servers(self, application: ASGIApp, limits: Limits, web_config: Watched | None) -> tuple[Server, Server]:
+    def _servers(
+        self, application: ASGIApp, limits: ClientLimits, web_config: WatchedWebConfig | None
+    ) -> tuple[Server, Server]:
         """Return what serves the pages and what serves the probes."""
 
         def settings() -> WebConfig:

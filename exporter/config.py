@@ -34,10 +34,13 @@ from exporter.yamlfile import (
     Finding,
     Location,
     SyntaxProblemError,
+    expected,
+    finding,
     names_secret,
     quoted,
     read_document,
     sentence,
+    unknown_key,
 )
 
 STALE_INTERVALS = 4
@@ -95,11 +98,6 @@ class _Source:
 _Info: TypeAlias = ValidationInfo[_Source | None]
 
 
-def _expected(what: str, got: str = "", hint: str = "") -> PydanticCustomError:
-    """Return the error of a value that is not `what`; without `got` the value itself is described where it may be."""
-    return PydanticCustomError("expected", "expected {what}", {"what": what, "got": got, "hint": hint})
-
-
 def _from_file(read: Callable[[object], object]) -> BeforeValidator:
     """Return a validator that reads what a file wrote and leaves alone what code passes."""
 
@@ -114,9 +112,9 @@ def _text(what: str, longest: int | None = None) -> Callable[[object], str]:
 
     def read(value: object) -> str:
         if not isinstance(value, str):
-            raise _expected(what, hint="put it in quotes" if isinstance(value, bool | int | float) else "")
+            raise expected(what, hint="put it in quotes" if isinstance(value, bool | int | float) else "")
         if not value.strip() or (longest is not None and not (value.isprintable() and len(value) <= longest)):
-            raise _expected(what)
+            raise expected(what)
         return value
 
     return read
@@ -124,20 +122,20 @@ def _text(what: str, longest: int | None = None) -> Callable[[object], str]:
 
 def _flag(value: object) -> bool:
     if not isinstance(value, bool):
-        raise _expected("true or false")
+        raise expected("true or false")
     return value
 
 
 def _filled(value: object) -> object:
     if value == ():
-        raise _expected("at least one entry")
+        raise expected("at least one entry")
     return value
 
 
 def _whole_number(low: int, high: int) -> BeforeValidator:
     def read(value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise _expected(f"a whole number from {low} to {high}")
+            raise expected(f"a whole number from {low} to {high}")
         return value
 
     return _from_file(read)
@@ -149,9 +147,9 @@ def _duration(low: str, high: str) -> BeforeValidator:
 
     def read(value: object) -> float:
         if isinstance(value, int) and not isinstance(value, bool):
-            raise _expected(what, hint=f"write {value}s for seconds" if value > 0 else "")
+            raise expected(what, hint=f"write {value}s for seconds" if value > 0 else "")
         if not isinstance(value, str) or not bounds[0] <= (taken := seconds(value)) <= bounds[1]:
-            raise _expected(what)
+            raise expected(what)
         return taken
 
     return _from_file(read)
@@ -172,19 +170,19 @@ def _campaign_id(value: object) -> str:
         return text.lower()
     bare = _BARE_HEX.fullmatch(text)
     if bare is None:
-        raise _expected(what)
+        raise expected(what)
     if bare["dashboard"]:
         hint = "that is the id in the dashboard's address; the API identifier stands on the campaign's details page"
-        raise _expected(what, hint=hint)
+        raise expected(what, hint=hint)
     parts = (text[:8], text[8:12], text[12:16], text[16:20], text[20:])
-    raise _expected(what, hint=f"write {'-'.join(parts).lower()}")
+    raise expected(what, hint=f"write {'-'.join(parts).lower()}")
 
 
 def _instance(value: object) -> str:
     what = f"one of {', '.join(INSTANCES)}"
     name = _text(what)(value).upper()
     if name not in INSTANCES:
-        raise _expected(what)
+        raise expected(what)
     return name
 
 
@@ -199,7 +197,7 @@ def _zone(value: object) -> ZoneInfo:
     wanted = name.lower().replace(" ", "_")
     close = [zone for lower, zone in zones.items() if wanted in (lower, lower.rpartition("/")[2])]
     close = close or [zones[lower] for lower in difflib.get_close_matches(wanted, zones)]
-    raise _expected(what, hint=f"did you mean {' or '.join(close[:3])}?" if close else "")
+    raise expected(what, hint=f"did you mean {' or '.join(close[:3])}?" if close else "")
 
 
 def _endpoint(value: object) -> str:
@@ -207,22 +205,22 @@ def _endpoint(value: object) -> str:
     what = f"the URL of a REST host such as https://{INSTANCES['US-01']}"
     text = _text(what)(value)
     if "@" in text:
-        raise _expected(what, "a URL with a user or password, which is not shown", "leave them out")
+        raise expected(what, "a URL with a user or password, which is not shown", "leave them out")
     if "?" in text or "#" in text:
-        raise _expected(what, "a URL with a query or fragment, which is not shown", "leave it out")
+        raise expected(what, "a URL with a query or fragment, which is not shown", "leave it out")
     url = _URL.fullmatch(text) or _URL.fullmatch(f"https://{text}")
     if url is None:
-        raise _expected(what)
+        raise expected(what)
     scheme, host, port = url["scheme"].lower(), url["host"].lower(), url["port"] or ""
     if not _is_host(host) or (port and not 0 < int(port[1:]) < 1 << 16):
-        raise _expected(what)
+        raise expected(what)
     if _is_braze(host) and re.match(r"(dashboard|sdk)\b", host):
-        raise _expected(what, hint=_rest_hint(host))
+        raise expected(what, hint=_rest_hint(host))
     origin = f"{scheme}://{host}{port}"
     if "://" not in text or (url["path"] or "/") != "/":
-        raise _expected(what, hint=f"write {origin}")
+        raise expected(what, hint=f"write {origin}")
     if scheme == "http" and not is_loopback(host):
-        raise _expected("https://, as the key must not travel in the clear (http:// is for loopback addresses)")
+        raise expected("https://, as the key must not travel in the clear (http:// is for loopback addresses)")
     return origin
 
 
@@ -242,7 +240,7 @@ def _key_variable(value: object, info: _Info) -> object:
     what = "the name of an environment variable with the API key"
     variable = _text(what)(value)
     if not _VARIABLE.fullmatch(variable):
-        raise _expected(what)
+        raise expected(what)
     _key_from_variable(variable, info.context.environ)
     return variable
 
@@ -417,13 +415,6 @@ def _read(path: Path, read: Callable[[Path], bytes]) -> Document:
     raise ConfigError([problem])
 
 
-_BUILT_IN = {
-    "missing": "a value, as this key has no default",
-    "model_type": "a mapping of keys to values",
-    "tuple_type": "a list",
-}
-
-
 def _findings(errors: Iterable[ErrorDetails]) -> Iterator[Finding]:
     """Yield what pydantic found, in our words."""
     for error in errors:
@@ -432,10 +423,8 @@ def _findings(errors: Iterable[ErrorDetails]) -> Iterator[Finding]:
             continue  # the setting that the default depends on is wrong, and reported
         if kind == "extra_forbidden":
             yield _unknown_key(location)
-        elif kind == "expected":
-            yield Finding(location, **error["ctx"])
         else:
-            yield Finding(location, _BUILT_IN.get(kind, "another value"))
+            yield finding(error)
 
 
 def _unknown_key(location: Location) -> Finding:
@@ -446,10 +435,7 @@ def _unknown_key(location: Location) -> Finding:
     if around == "workspaces[]" and names_secret(last):
         hint = "an API key belongs in a file or an environment variable"
         return Finding(location, "api_key_file or api_key_env", "an unknown key whose value is not shown", hint)
-    close = difflib.get_close_matches(str(last), known, n=1)
-    return Finding(
-        location, f"one of the keys {', '.join(known)}", "an unknown one", f"did you mean {close[0]}?" if close else ""
-    )
+    return unknown_key(location, known)
 
 
 def _check_between(document: Document, source: _Source) -> Iterator[Finding]:
@@ -519,23 +505,23 @@ def _key_from_file(path: Path, read: Read) -> str:
         content = read(path, limit=_LONGEST_KEY + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = error.strerror if isinstance(error, OSError) else None
-        raise _expected(what, f"one that cannot be read ({reason or 'not a path'})") from None
+        raise expected(what, f"one that cannot be read ({reason or 'not a path'})") from None
     return _checked_key(content.decode("latin-1"), what)
 
 
 def _key_from_variable(variable: str, environ: Mapping[str, str]) -> str:
     what = "an environment variable with an API key"
     if variable not in environ:
-        raise _expected(what, got="one that is not set")
+        raise expected(what, got="one that is not set")
     return _checked_key(environ[variable], what)
 
 
 def _checked_key(text: str, what: str) -> str:
     key = text.strip()
     if not key:
-        raise _expected(what, got="an empty one")
+        raise expected(what, got="an empty one")
     if len(key) > _LONGEST_KEY or not all("!" <= character <= "~" for character in key):
-        raise _expected(f"{what} of printable ASCII characters without blanks", "another content, which is not shown")
+        raise expected(f"{what} of printable ASCII characters without blanks", "another content, which is not shown")
     return key
 
 

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from exporter import __version__, config, logs
 from exporter.shards import MOST_SHARDS
-from exporter.web.server import Limits
+from exporter.web.client_limits import ClientLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -309,7 +309,7 @@ _MOST_CAMPAIGNS = 100_000
 _MOST_CONNECTIONS = 100_000
 _SHORTEST_RELOAD_INTERVAL, _LONGEST_RELOAD_INTERVAL = 1, 24 * 3600  # seconds
 _SHORTEST_TIMEOUT, _LONGEST_TIMEOUT = 0.1, 3600  # seconds
-_LIMITS = Limits()
+_LIMITS = ClientLimits()
 
 _FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "": _serve_flags,

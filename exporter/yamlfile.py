@@ -3,14 +3,16 @@
 A value that stands below a key named like a secret, or that looks like one, is never repeated in a message.
 """
 
+import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import yaml
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from exporter.system import files
 
@@ -50,6 +52,39 @@ class Finding:
     what: str
     got: str = ""
     hint: str = ""
+
+
+def expected(what: str, got: str = "", hint: str = "") -> PydanticCustomError:
+    """Return the error of a value that is not `what`; without `got` the value itself is described where it may be."""
+    return PydanticCustomError("expected", "expected {what}", {"what": what, "got": got, "hint": hint})
+
+
+def finding(error: ErrorDetails) -> Finding:
+    """Return the finding of an error of pydantic: one of `expected`, or one of its own."""
+    if error["type"] == "expected":
+        return Finding(error["loc"], **error["ctx"])
+    return Finding(error["loc"], _BUILT_IN.get(error["type"], "another value"))
+
+
+def unknown_key(location: Location, known: Iterable[str]) -> Finding:
+    """Return the finding of a key that is none of the known ones."""
+    names = sorted(known)
+    hint = suggestion(str(location[-1]), names)
+    return Finding(location, f"one of the keys {', '.join(names)}", "an unknown one", hint)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return a hint with the known name that is most like `name`, empty where none is like it."""
+    close = difflib.get_close_matches(name, [*known], n=1)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+_BUILT_IN = {
+    "missing": "a value, as this key has no default",
+    "model_type": "a mapping of keys to values",
+    "dict_type": "a mapping of keys to values",
+    "tuple_type": "a list",
+}
 
 
 @dataclass(frozen=True, slots=True)

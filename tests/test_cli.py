@@ -473,7 +473,7 @@ def test_a_crash_with_a_log_that_nobody_reads(tmp_path: Path) -> None:
     """An unexpected exception ends the exporter with status 1 while its log waits for a reader."""
     with (
         Simulator(api_key=KEY, campaigns=100) as braze,
-        unread(braze, tmp_path, environment=broken_library(tmp_path, breaks="ready")) as (process, _, exporter),
+        unread(braze, tmp_path, environment=broken_library(tmp_path, breaks="body cache")) as (process, _, exporter),
     ):
         assert exporter.ask(Accept_Encoding="gzip").ok
 
@@ -488,7 +488,7 @@ def test_a_crash_while_a_file_hangs(tmp_path: Path) -> None:
     with Simulator(api_key=KEY, campaigns=1) as braze:
         file = configure(tmp_path, braze, poll="interval: 1s, timeout: 1s")
         command = [*COMMAND, f"--config.file={file}", f"--web.config.file={web}", "--web.listen-address=127.0.0.1:0"]
-        environment = broken_library(tmp_path, breaks="ready")
+        environment = broken_library(tmp_path, breaks="body cache")
         with running(command, log=tmp_path / "log", environment=environment) as program:
             exporter = Exporter(program, program.logged(r"\burl=(\S+)")[1])
             with hung_file(web):
@@ -531,7 +531,7 @@ def test_an_unexpected_exception_ends_the_process(tmp_path: Path) -> None:
         with running(
             [*command, "--web.listen-address=127.0.0.1:0"],
             log=tmp_path / "log",
-            environment=broken_library(tmp_path, breaks="ready"),
+            environment=broken_library(tmp_path, breaks="body cache"),
         ) as program:
             exporter = Exporter(program, program.logged(r"\burl=(\S+)")[1])
             eventually(exporter.ready, what="an exporter that is ready")

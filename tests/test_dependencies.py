@@ -30,7 +30,7 @@ CAPPED = {"h11", "requests", "starlette", "urllib3", "uvicorn"}
 
 MODULES = {
     "exporter.braze.connection": {"_dns_host", "_new_conn", "_read_next_chunk_size"},
-    "exporter.web.server": {"_unset_keepalive_if_required"},
+    "exporter.web.connections": {"_unset_keepalive_if_required"},
 }
 """Per module of the exporter the names of others that begin with an underscore; no other module uses any."""
 

@@ -201,7 +201,7 @@ def test_ci_runs_make_check_in_the_repository(checkout: Path) -> None:
 
 @pytest.mark.server
 def test_the_wheel_holds_the_package_and_its_command(tmp_path: Path) -> None:
-    """A wheel is built without the network from the pinned hatchling; it has the package, its types and the command."""
+    """A wheel is built without the network from the pinned hatchling; it has modules, pages, types and the command."""
     result = run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path), folder=ROOT)
 
     assert result.returncode == 0, result
@@ -209,8 +209,11 @@ def test_the_wheel_holds_the_package_and_its_command(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (commands,) = (archive.read(name).decode() for name in names if name.endswith("/entry_points.txt"))
-    modules = some((ROOT / "exporter").glob("**/*.py"), "modules")
-    package = {path.relative_to(ROOT).as_posix() for path in modules}
+    package = {
+        path.relative_to(ROOT).as_posix()
+        for kind in ("*.py", "*.html", "*.css", "*.js")
+        for path in some((ROOT / "exporter").rglob(kind), kind)
+    }
     assert package | {"exporter/py.typed"} == {name for name in names if name.startswith("exporter/")}
     assert commands == "[console_scripts]\nbraze-exporter = exporter.__main__:main\n"
     assert any(name.endswith("/licenses/LICENSE") for name in names)

@@ -24,10 +24,10 @@ from exporter.system import threads
 from exporter.system.threads import NoThreadError
 from exporter.web.body_cache import Encoding
 from exporter.web.negotiation import accepts_gzip, negotiate
-from exporter.web.pages import CONTENT_SECURITY_POLICY, config_page, landing_page
+from exporter.web.pages import CONTENT_SECURITY_POLICY, RELOAD_INTERVALS, config_page, landing_page
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from concurrent.futures import Future
 
     from starlette.requests import Request
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from exporter.exposition import Exposition
     from exporter.poller import Poller
     from exporter.reload import Configuration
-    from exporter.web.body_cache import Ready
-    from exporter.web.web_config import Watched
+    from exporter.web.body_cache import BodyCache
+    from exporter.web.web_config import WatchedWebConfig
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -50,28 +50,33 @@ HEADERS = {
 Made = TypeVar("Made")
 
 _GZIP_WINDOW_BITS = 31
-_SLICE = 1 << 16  # bytes that are joined at once
 
 
 def application(
     poller: Poller,
     exposition: Exposition,
-    ready: Ready,
+    bodies: BodyCache,
     configuration: Configuration,
     *,
-    web_config: Watched | None = None,
+    web_config: WatchedWebConfig | None = None,
     telemetry_path: str,
     request_reload: Callable[[], Future[str | None]] | None,
     log_lines_dropped: Callable[[], int],
 ) -> ASGIApp:
     """Return the ASGI application; without `request_reload` reloads over HTTP are refused."""
-    scrape = _Scrape(poller, exposition, ready, configuration, web_config, log_lines_dropped)
+    scrape = _Scrape(poller, exposition, bodies, configuration, web_config, log_lines_dropped)
 
-    def overview() -> str:
+    def overview(reload_interval: int | None) -> str:
         campaigns = poller.campaigns
         shown = {campaign.key: exposition.shown(campaign.key) for campaign in campaigns}
         return landing_page(
-            poller.workspaces, campaigns, shown, configuration, telemetry_path=telemetry_path, now=time.time()
+            poller.workspaces,
+            campaigns,
+            shown,
+            configuration,
+            telemetry_path=telemetry_path,
+            now=time.time(),
+            reload_interval=reload_interval,
         )
 
     async def reload(_: Request) -> Response:
@@ -83,7 +88,14 @@ def application(
             return PlainTextResponse(f"{problem}\n", status_code=500)
         return PlainTextResponse("The configuration was reloaded.\n")
 
-    landing = _page(overview, "text/html; charset=utf-8")
+    overviews = {
+        str(seconds or ""): _page(partial(overview, seconds), "text/html; charset=utf-8")
+        for seconds in (None, *RELOAD_INTERVALS)
+    }
+
+    async def landing(request: Request) -> Response:
+        return await overviews.get(request.query_params.get("refresh", ""), overviews[""])(request)
+
     config = _page(lambda: config_page(configuration.current), "text/plain; charset=utf-8")
     routed = _routed(
         Route(telemetry_path, scrape, methods=["GET"]),  # first: it may take the place of a page
@@ -149,19 +161,19 @@ class _Scrape:
         self,
         poller: Poller,
         exposition: Exposition,
-        ready: Ready,
+        bodies: BodyCache,
         configuration: Configuration,
-        web_config: Watched | None,
+        web_config: WatchedWebConfig | None,
         log_lines_dropped: Callable[[], int],
     ) -> None:
         self._poller = poller
         self._exposition = exposition
-        self._ready = ready
+        self._bodies = bodies
         self._configuration = configuration
         self._web_config = web_config
         self._log_lines_dropped = log_lines_dropped
         self._making = {
-            encoding: SingleFlight(partial(ready.make, encoding))
+            encoding: SingleFlight(partial(bodies.make, encoding))
             for encoding in (Encoding(form, gzip) for form in Format for gzip in (False, True))
         }
         self._collectors = (
@@ -175,7 +187,7 @@ class _Scrape:
         headers = Headers(scope=scope)
         chosen = negotiate(_asked(headers, "Accept"))
         encoding = Encoding(chosen.form, accepts_gzip(_asked(headers, "Accept-Encoding")))
-        part = self._ready.part(encoding) or await self._making[encoding]()
+        part = self._bodies.part(encoding) or await self._making[encoding]()
         end = part.end(self._own(chosen.form))
         own_headers = [
             (b"content-type", chosen.content_type.encode()),
@@ -185,9 +197,7 @@ class _Scrape:
         if encoding.gzip:
             own_headers.append((b"content-encoding", b"gzip"))
         await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": own_headers})
-        for joined in _slices(chain(part.pieces, (end,))) if scope["method"] != "HEAD" else ():
-            await send({"type": "http.response.body", "body": joined, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "pieces": (*part.pieces, end)})
 
     def _own(self, form: Format) -> bytes:
         rows = chain(
@@ -234,22 +244,6 @@ class SingleFlight(Generic[Made]):
             except NoThreadError:
                 return self._make()
             return await asyncio.wrap_future(made)
-
-
-def _slices(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Join small pieces as they are needed; what is larger than a slice is cut where it is sent.
-
-    So a slow client costs one slice, besides the pieces, which all clients share.
-    """
-    together: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        together.append(piece)
-        size += len(piece)
-        if size >= _SLICE:
-            yield b"".join(together)
-            together, size = [], 0
-    yield b"".join(together)
 
 
 def _asked(headers: Headers, name: str) -> str:

@@ -40,7 +40,7 @@ class Encoding(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class CachedBody:
     """The ready part of an answer: pieces to be joined, `length` bytes in all.
 
     Where it is compressed there is one piece; `checksum` and `size` are those of what was compressed.
@@ -62,7 +62,7 @@ class Part:
         return compressor.compress(rest) + compressor.flush() + trailer
 
 
-class Ready:
+class BodyCache:
     """The ready parts of those encodings that were asked for lately.
 
     Once started, it makes them anew when something has changed, at most once a second and with at most a twentieth
@@ -76,17 +76,17 @@ class Ready:
         self._monotonic = monotonic
         self._fatal = fatal
         self._asked: dict[Encoding, float] = {}
-        self._parts: dict[Encoding, Part] = {}
+        self._parts: dict[Encoding, CachedBody] = {}
         self._keeping = threading.Lock()  # between comparing versions and putting a part in its place
         self._stopped = threading.Event()
 
-    def part(self, encoding: Encoding) -> Part | None:
+    def part(self, encoding: Encoding) -> CachedBody | None:
         """Return what is ready, None where that is nothing or out of date; from now on it is kept ready."""
         self._asked[encoding] = self._monotonic()
         part = self._parts.get(encoding)
         return part if part is not None and part.version >= self._exposition.oldest_valid else None
 
-    def make(self, encoding: Encoding) -> Part:
+    def make(self, encoding: Encoding) -> CachedBody:
         """Return what is shown at present."""
         parts = _parts([encoding], self._exposition.snapshot())
         self._keep(parts)
@@ -108,13 +108,13 @@ class Ready:
 
     def start(self) -> None:
         """Keep ready what is asked for, until stopped. Raises NoThreadError."""
-        threads.start(self._run, "ready")
+        threads.start(self._run, "body cache")
 
     def stop(self) -> None:
         """Let the thread end; does not wait for it."""
         self._stopped.set()
 
-    def _keep(self, parts: Mapping[Encoding, Part]) -> None:
+    def _keep(self, parts: Mapping[Encoding, CachedBody]) -> None:
         """Put parts in the place of older ones, never of newer ones: counters must not go back."""
         with self._keeping:
             for encoding, part in parts.items():
@@ -138,13 +138,13 @@ def pause_after(cpu: float) -> float:
     return max(_SHORTEST_PAUSE, cpu / _SHARE)
 
 
-def _parts(encodings: Sequence[Encoding], snapshot: Snapshot) -> dict[Encoding, Part]:
+def _parts(encodings: Sequence[Encoding], snapshot: Snapshot) -> dict[Encoding, CachedBody]:
     """Return the parts of what is shown, in each of the encodings."""
     parts = {}
     for encoding in encodings:
         if not encoding.gzip:
             pieces = list(snapshot.pieces(encoding.form))
-            parts[encoding] = Part(snapshot.version, pieces, sum(map(len, pieces)))
+            parts[encoding] = CachedBody(snapshot.version, pieces, sum(map(len, pieces)))
     members = [_Member(encoding) for encoding in encodings if encoding.gzip]
     if members:
         for family, text in snapshot.drain():
@@ -168,6 +168,6 @@ class _Member:
         self._size += len(text)
         self._compressed.append(self._compressor.compress(text))
 
-    def part(self, version: int) -> Part:
+    def part(self, version: int) -> CachedBody:
         body = b"".join((*self._compressed, self._compressor.flush(isal_zlib.Z_FULL_FLUSH)))
-        return Part(version, (body,), len(body), self._checksum, self._size)
+        return CachedBody(version, (body,), len(body), self._checksum, self._size)

@@ -10,6 +10,7 @@ import pytest
 from exporter.simulator.server import Simulator, Status
 from tests.support.browser import Browser, Page, running_browser
 from tests.support.exporters import KEY, Exporter, configure, running_exporter
+from tests.support.servers import eventually
 
 pytestmark = pytest.mark.server
 
@@ -104,7 +105,7 @@ def test_failing_campaigns_are_found_first(browser: Browser, exporter: Exporter)
 def test_sorting_with_the_mouse(browser: Browser, exporter: Exporter, width: int) -> None:
     """A click on a head sorts by it, another the other way round, numbers by size, and assistive tools are told."""
     with browser.page(exporter.url, width=width) as page:
-        assert sorted_by(page) == ["State ascending"]
+        assert sorted_by(page) == ["Polling ascending"]
 
         page.click("#campaigns th:nth-child(2) button")
         ascending = names(page)
@@ -133,7 +134,7 @@ def test_sorting_with_the_keyboard(browser: Browser, exporter: Exporter, key: st
     """Tab leads from the search to the heads, and Enter or the space bar sorts; where the focus is can be seen."""
     with browser.page(exporter.url) as page:
         page.evaluate("document.querySelector('[type=search]').focus()")
-        for _ in ("the filter of states", "State", "Campaign"):
+        for _ in ("the filter of states", "Polling", "Campaign"):
             page.press("Tab")
 
         assert page.evaluate("document.activeElement.textContent") == "Campaign"
@@ -168,7 +169,7 @@ def test_searching(browser: Browser, exporter: Exporter) -> None:
 def test_filtering_by_state(browser: Browser, exporter: Exporter) -> None:
     """The states are offered with how many campaigns are in each, and what is chosen outlives a reload."""
     with browser.page(exporter.url) as page:
-        assert page.texts("select") == ["all (12)failing (1)not polled yet (0)stale (0)up (11)"]
+        assert page.texts("select") == ["all (12)failing (1)no days (0)not polled yet (0)stale (0)up (11)"]
 
         page.evaluate(
             "const choice = document.querySelector('select'); choice.value = 'failing';"
@@ -180,12 +181,36 @@ def test_filtering_by_state(browser: Browser, exporter: Exporter) -> None:
         assert names(page) == ["Cart 2"]
 
 
+def test_the_page_reloads_itself_if_asked(browser: Browser, exporter: Exporter) -> None:
+    """The page says how old it is. A link lets it reload itself, which keeps what is searched and sorted by."""
+    with browser.page(exporter.url) as page:
+        page.click("#campaigns th:nth-child(2) button")
+        page.evaluate("document.querySelector('[type=search]').focus()")
+        page.type("cart")
+        eventually(lambda: page.texts("#age") == [", 2 s ago"], what="an age")
+        page.click(".note a:nth-of-type(2)")
+        eventually(lambda: page.evaluate("location.search") == "?refresh=10", what="a page that reloads itself")
+        page.evaluate("window.old = true")
+        eventually(lambda: page.evaluate("window.old") is None, what="another load of the page")
+
+        assert names(page) == ["Cart 2", "Cart 10"]
+        assert sorted_by(page) == ["Campaign ascending"]
+        assert page.texts("[aria-current]") == ["every 10 s"]
+
+
+def test_the_page_reloads_itself_without_javascript(browser: Browser, exporter: Exporter) -> None:
+    """Where scripts are off the browser is told the interval."""
+    with browser.page(f"{exporter.url}/?refresh=10", javascript=False) as page:
+        page.evaluate("document.title = 'old'")
+        eventually(lambda: page.evaluate("document.title") != "old", what="another load of the page")
+
+
 def test_without_javascript(browser: Browser, exporter: Exporter) -> None:
     """Where scripts are off, every row is there, and nothing that would not work is."""
     with browser.page(exporter.url, javascript=False) as page:
         assert len(names(page)) == 12
         assert page.texts("form, button, input, select") == []
-        assert page.texts("#campaigns th")[:2] == ["State", "Campaign"]
+        assert page.texts("#campaigns th")[:2] == ["Polling", "Campaign"]
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])

@@ -338,7 +338,7 @@ def test_this_test() -> None:
 def serving(world: World, *flags: str) -> Iterator[Exporter]:
     """Run an exporter after its first round; where it listens is known at every level of logging."""
     ports = free_ports(2)
-    environment = world.environment | broken_library(world.folder, breaks="ready", file=world.broken)
+    environment = world.environment | broken_library(world.folder, breaks="body cache", file=world.broken)
     command = (
         *COMMAND,
         f"--config.file={world.file}",

@@ -265,7 +265,7 @@ def test_behind_a_path_prefix(tmp_path: Path, nginx: Path) -> None:
             links = re.findall(r'<a href="([^"]*)">', overview)
             answers = [ask(urljoin(proxied, link)) for link in links]
 
-    assert [answer.status_code for answer in answers] == [200] * 4
+    assert [answer.status_code for answer in answers] == [200] * 7
     assert "braze_campaign_up" in answers[0].text
     assert "workspaces:" in answers[1].text
 
@@ -276,6 +276,17 @@ def _text(url: str) -> str:
         return ask(url).text
     except requests.ConnectionError:
         return ""
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("query", "interval"), [("", ""), ("?refresh=60", "60"), ("?refresh=7", ""), ("?refresh=", ""), ("?refresh=x", "")]
+)
+def test_reloading_overview(query: str, interval: str, exporter: Exporter) -> None:
+    """The overview reloads itself at the interval that the query names, if that is one of those offered."""
+    text = exporter.ask(f"/{query}").text
+
+    assert re.findall('<meta http-equiv="refresh" content="([0-9]+)">', text) == ([interval] if interval else [])
 
 
 @pytest.mark.server

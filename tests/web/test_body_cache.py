@@ -15,7 +15,7 @@ from exporter.exposition import Format, Snapshot
 from exporter.publisher import Publisher
 from exporter.state import CampaignState
 from exporter.system.threads import NoThreadError
-from exporter.web.body_cache import REMEMBERED, Encoding, Part, Ready, pause_after
+from exporter.web.body_cache import REMEMBERED, BodyCache, CachedBody, Encoding, pause_after
 from tests.support.servers import eventually
 from tests.support.system import no_new_threads
 from tests.test_exposition import LIMITS, STATE, STATES
@@ -31,7 +31,9 @@ class World:
         self.now = 0.0
         self.publisher = Publisher(LIMITS)
         self.exposition = self.publisher.exposition
-        self.ready = Ready(self.exposition, monotonic=lambda: self.now, fatal=lambda error: pytest.fail(repr(error)))
+        self.bodies = BodyCache(
+            self.exposition, monotonic=lambda: self.now, fatal=lambda error: pytest.fail(repr(error))
+        )
         for state in states:
             self.publisher.publish(state)
 
@@ -40,7 +42,7 @@ class World:
         return b"".join(self.exposition.snapshot().pieces(encoding.form))
 
 
-def decoded(part: Part, rest: bytes = b"") -> bytes:
+def decoded(part: CachedBody, rest: bytes = b"") -> bytes:
     """Return the whole answer, decompressed as by a client that reads one member of gzip and no more."""
     body = b"".join((*part.pieces, part.end(rest)))
 
@@ -59,12 +61,12 @@ def test_an_answer_is_what_is_ready_and_the_rest(states: list[CampaignState], re
     """In each encoding an answer is what is shown and, after it, the rest; a gzip answer is one member."""
     world = World(*states)
 
-    assert decoded(world.ready.make(encoding), rest) == world.shown(encoding) + rest
+    assert decoded(world.bodies.make(encoding), rest) == world.shown(encoding) + rest
 
 
 def test_one_part_has_many_ends() -> None:
     """Every scrape ends a part with what is its own."""
-    part = World(STATE).ready.make(GZIP)
+    part = World(STATE).bodies.make(GZIP)
 
     assert decoded(part, b"one\n").endswith(b"one\n")
     assert decoded(part, b"another\n" * 10_000).endswith(b"\nanother\n")
@@ -74,23 +76,23 @@ def test_one_part_has_many_ends() -> None:
 def test_what_was_made_is_there(encoding: Encoding) -> None:
     """What was made for one scrape is sent to the next; before that there is nothing."""
     world = World(STATE)
-    before = world.ready.part(encoding)
-    made = world.ready.make(encoding)
+    before = world.bodies.part(encoding)
+    made = world.bodies.make(encoding)
 
     assert before is None
-    assert world.ready.part(encoding) is made
+    assert world.bodies.part(encoding) is made
 
 
 def test_a_round_makes_what_has_changed() -> None:
     """A round makes a part anew when something has changed, and else leaves it alone."""
     world = World(STATE)
-    world.ready.part(GZIP)
-    made = world.ready.make(GZIP)
-    world.ready.refresh()
-    unchanged = world.ready.part(GZIP)
+    world.bodies.part(GZIP)
+    made = world.bodies.make(GZIP)
+    world.bodies.refresh()
+    unchanged = world.bodies.part(GZIP)
     world.publisher.publish(replace(STATE, polls=2))
-    world.ready.refresh()
-    changed = world.ready.part(GZIP)
+    world.bodies.refresh()
+    changed = world.bodies.part(GZIP)
 
     assert unchanged is made
     assert changed is not None
@@ -101,19 +103,19 @@ def test_a_round_makes_what_has_changed() -> None:
 def test_numbers_never_go_back() -> None:
     """A round that took its snapshot before a scrape made a newer part does not put the older one in its place."""
     world = World(STATE)
-    world.ready.part(GZIP)
+    world.bodies.part(GZIP)
     take = world.exposition.snapshot
 
     def slowly() -> Snapshot:
         world.exposition.snapshot = take  # type: ignore[method-assign]
         snapshot = take()
         world.publisher.publish(replace(STATE, polls=2))
-        world.ready.make(GZIP)
+        world.bodies.make(GZIP)
         return snapshot
 
     world.exposition.snapshot = slowly  # type: ignore[method-assign]
-    world.ready.refresh()
-    part = world.ready.part(GZIP)
+    world.bodies.refresh()
+    part = world.bodies.part(GZIP)
 
     assert part is not None
     assert decoded(part) == world.shown(GZIP)
@@ -138,11 +140,11 @@ def test_no_other_thread_comes_in_between() -> None:
     world = World()
     versions = [Meddled(number) for number in (1, 2, 3)]
     world.exposition.snapshot = lambda: Snapshot(versions.pop(0), deque())  # type: ignore[method-assign]
-    versions[0].meddler = meddler = threading.Thread(target=world.ready.make, args=(PLAIN,))
+    versions[0].meddler = meddler = threading.Thread(target=world.bodies.make, args=(PLAIN,))
     for _ in range(2):
-        world.ready.make(PLAIN)
+        world.bodies.make(PLAIN)
     meddler.join()
-    part = world.ready.part(PLAIN)
+    part = world.bodies.part(PLAIN)
 
     assert part is not None
     assert part.version == 3
@@ -151,19 +153,21 @@ def test_no_other_thread_comes_in_between() -> None:
 def test_a_thread_keeps_parts_ready_until_stopped() -> None:
     """Once started, what changes is made ready without a scrape; after a stop nothing is."""
     world = World(STATE)
-    world.ready.part(PLAIN)
-    world.ready.start()
-    eventually(lambda: world.ready.part(PLAIN), what="a part that nobody made by hand")
-    world.ready.stop()
-    eventually(lambda: "ready" not in {thread.name for thread in threading.enumerate()}, what="the end of the thread")
+    world.bodies.part(PLAIN)
+    world.bodies.start()
+    eventually(lambda: world.bodies.part(PLAIN), what="a part that nobody made by hand")
+    world.bodies.stop()
+    eventually(
+        lambda: "body cache" not in {thread.name for thread in threading.enumerate()}, what="the end of the thread"
+    )
 
 
 def test_an_exception_of_the_thread_is_fatal() -> None:
     """A thread that ends by an exception would leave old numbers behind, so it is told."""
     crashes: list[BaseException] = []
     world = World(STATE)
-    ready = Ready(world.exposition, monotonic=lambda: 1 // 0, fatal=crashes.append)
-    ready.start()
+    bodies = BodyCache(world.exposition, monotonic=lambda: 1 // 0, fatal=crashes.append)
+    bodies.start()
     eventually(lambda: crashes, what="a crash")
 
     assert [type(crash) for crash in crashes] == [ZeroDivisionError]
@@ -171,39 +175,39 @@ def test_an_exception_of_the_thread_is_fatal() -> None:
 
 def test_no_thread_at_the_start() -> None:
     """A thread that cannot be started is an error at the start."""
-    with no_new_threads(), pytest.raises(NoThreadError, match="ready"):
-        World(STATE).ready.start()
+    with no_new_threads(), pytest.raises(NoThreadError, match="body cache"):
+        World(STATE).bodies.start()
 
 
 def test_only_what_is_asked_for() -> None:
     """A round makes the encodings that were asked for within five minutes, and forgets all others."""
     world = World(STATE)
     for encoding in (GZIP, OPENMETRICS):
-        world.ready.part(encoding)
-        world.ready.make(encoding)
+        world.bodies.part(encoding)
+        world.bodies.make(encoding)
     world.now = REMEMBERED
-    world.ready.part(GZIP)
+    world.bodies.part(GZIP)
     world.now += 1
-    world.ready.refresh()
+    world.bodies.refresh()
 
-    assert world.ready.part(GZIP) is not None
-    assert [world.ready.part(encoding) for encoding in (PLAIN, OPENMETRICS, OPENMETRICS_GZIP)] == [None] * 3
+    assert world.bodies.part(GZIP) is not None
+    assert [world.bodies.part(encoding) for encoding in (PLAIN, OPENMETRICS, OPENMETRICS_GZIP)] == [None] * 3
 
 
 def test_what_changes_meanwhile_waits_for_the_next_round() -> None:
     """A poll in between makes no scrape wait: what is ready is sent."""
     world = World(STATE)
-    made = world.ready.make(PLAIN)
+    made = world.bodies.make(PLAIN)
     world.publisher.publish(replace(STATE, polls=2))
 
-    assert world.ready.part(PLAIN) is made
+    assert world.bodies.part(PLAIN) is made
 
 
 @pytest.mark.parametrize("change", ["withdraw", "settle", "limit"])
 def test_what_must_be_shown_is_not_late(change: str) -> None:
     """What is gone, the end of the first round and other limits are seen by the very next scrape."""
     world = World(STATE)
-    world.ready.make(PLAIN)
+    world.bodies.make(PLAIN)
     state = replace(STATE, polls=2)
     world.publisher.publish(state)
     match change:
@@ -214,8 +218,8 @@ def test_what_must_be_shown_is_not_late(change: str) -> None:
         case _:
             world.publisher.limit(Limits(series=1, series_per_campaign=1), [state])
 
-    assert world.ready.part(PLAIN) is None
-    assert decoded(world.ready.make(PLAIN)) == world.shown(PLAIN)
+    assert world.bodies.part(PLAIN) is None
+    assert decoded(world.bodies.make(PLAIN)) == world.shown(PLAIN)
 
 
 @given(st.floats(0, 1e6))

@@ -1,4 +1,4 @@
-"""Tests of exporter.pages: states in, a page for people out, and the configuration as it could be loaded again."""
+"""Tests of exporter.web.pages: states in, a page for people out, and the configuration as it could be loaded again."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from exporter import __version__, config
 from exporter.braze.counters import ApiStatistics
-from exporter.braze.data_series import Day
+from exporter.braze.data_series import Day, Variation
 from exporter.braze.errors import Reason
 from exporter.config import Campaign, Config, Workspace
 from exporter.reload import Configuration
@@ -72,9 +72,18 @@ def page(
     shown: Mapping[CampaignKey, int] | None = None,
     configured: Configuration | None = None,
     path: str = "/metrics",
+    reload_interval: int | None = None,
 ) -> "Reader":
     """Return the overview, read."""
-    text = landing_page(workspaces, campaigns, shown or {}, configured or configuration(), telemetry_path=path, now=NOW)
+    text = landing_page(
+        workspaces,
+        campaigns,
+        shown or {},
+        configured or configuration(),
+        telemetry_path=path,
+        now=NOW,
+        reload_interval=reload_interval,
+    )
     return Reader(text)
 
 
@@ -121,13 +130,13 @@ class Reader(HTMLParser):
     @property
     def campaigns(self) -> list[list[str]]:
         """The rows of campaigns."""
-        heads = [place for place, row in enumerate(self.rows) if row[0] in {"Workspace", "State"}]
+        heads = [place for place, row in enumerate(self.rows) if row[0] in {"Workspace", "Polling"}]
         return [[cell.strip() for cell in row] for row in self.rows[heads[1] + 1 :]]
 
     @property
     def workspaces(self) -> list[list[str]]:
         """The rows of workspaces."""
-        heads = [place for place, row in enumerate(self.rows) if row[0] in {"Workspace", "State"}]
+        heads = [place for place, row in enumerate(self.rows) if row[0] in {"Workspace", "Polling"}]
         return [[cell.strip() for cell in row] for row in self.rows[heads[0] + 1 : heads[1]]]
 
 
@@ -135,9 +144,13 @@ def test_what_it_is() -> None:
     """The page says what this is and which version, and links to the other pages and to nothing else."""
     shown = page(POLLED, path="/braze/metrics")
 
-    assert shown.links == ["data:,", "braze/metrics", "config", "-/healthy", "-/ready"]
+    pages = ["braze/metrics", "config", "-/healthy", "-/ready"]
+    assert shown.links == ["data:,", *pages, "?", "?refresh=10", "?refresh=60", "?refresh=300"]
     assert f"braze-exporter <small>{__version__}</small>" in shown.text
-    assert "As of 2026-03-04 04:53:20 UTC." in shown.paragraphs
+    assert (
+        "As of 2026-03-04 04:53:20 UTC. Reload this page: never, every 10 s, every minute, every 5 minutes."
+        in shown.paragraphs
+    )
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/a/b-1/c.txt"])
@@ -147,7 +160,8 @@ def test_links_work_below_any_path(path: str, address: str) -> None:
     _, *links = page(POLLED, path=path).links
 
     assert [urljoin(address, link) for link in links] == [
-        f"{address}{target}" for target in (path[1:], "config", "-/healthy", "-/ready")
+        f"{address}{target}"
+        for target in (path[1:], "config", "-/healthy", "-/ready", "", "?refresh=10", "?refresh=60", "?refresh=300")
     ]
     assert "/" not in {link[0] for link in links}
 
@@ -155,8 +169,8 @@ def test_links_work_below_any_path(path: str, address: str) -> None:
 @pytest.mark.parametrize(
     ("campaign", "expected"),
     [
-        (POLLED, ["up", f"Welcome |{ID}", "main", "", "2026-03-04 04:50:00 |3m ago", "2026-03-04", "42"]),
-        (UNPOLLED, ["not polled yet", f"Welcome |{ID}", "main", "", "never", "none", "42"]),
+        (POLLED, ["up", f"Welcome |{ID}", "main", "", "2026-03-04 04:50:00 |3m ago", "2026-03-04", "", "", "42"]),
+        (UNPOLLED, ["not polled yet", f"Welcome |{ID}", "main", "", "never", "none", "", "", "42"]),
         (
             failed(Reason.BAD_REQUEST, "Braze responded with 400: <b>no</b>"),
             [
@@ -166,12 +180,14 @@ def test_links_work_below_any_path(path: str, address: str) -> None:
                 "bad request Braze responded with 400: <b>no</b>",
                 "2026-03-04 04:50:00 |3m ago",
                 "2026-03-04",
+                "",
+                "",
                 "42",
             ],
         ),
         (
             replace(POLLED, up=False, latest=None, last_success=NOW - 90_000),
-            ["stale", f"Welcome |{ID}", "main", "", "2026-03-03 03:53:20 |25h ago", "none", "42"],
+            ["stale", f"Welcome |{ID}", "main", "", "2026-03-03 03:53:20 |25h ago", "none", "", "", "42"],
         ),
         (
             replace(POLLED, failures={Reason.TIMEOUT: 1200, Reason.TLS: 1}, last_success=NOW - 3 * 86_400),
@@ -179,15 +195,21 @@ def test_links_work_below_any_path(path: str, address: str) -> None:
                 "up",
                 f"Welcome |{ID}",
                 "main",
-                "earlier: 1,200 timeout, 1 tls",
+                "earlier polls: 1,200 timeout, 1 tls",
                 "2026-03-01 04:53:20 |3d ago",
                 "2026-03-04",
+                "",
+                "",
                 "42",
             ],
         ),
         (
+            replace(POLLED, latest=None),
+            ["no days", f"Welcome |{ID}", "main", "", "2026-03-04 04:50:00 |3m ago", "none", "", "", "42"],
+        ),
+        (
             replace(POLLED, campaign_name=ID, last_success=NOW + 1),
-            ["up", ID, "main", "", "2026-03-04 04:53:21 |0s ago", "2026-03-04", "42"],
+            ["up", ID, "main", "", "2026-03-04 04:53:21 |0s ago", "2026-03-04", "", "", "42"],
         ),
     ],
 )
@@ -196,8 +218,36 @@ def test_a_campaign(campaign: CampaignState, expected: list[str]) -> None:
     assert page(campaign, shown={campaign.key: 42}).campaigns == [expected]
 
 
+@pytest.mark.parametrize(
+    ("statistics", "expected"),
+    [
+        (({"sent": 12_000.0, "impressions": 9.0}, {"sent": 345.0}), "12,345"),
+        (({"sent": 0.0, "impressions": 9.0}, {"enrolled": 5.0}), "0"),
+        (({"impressions": 1000.0}, {"impressions": 1.0}), "1,001 impressions"),
+        (({"enrolled": 5.0}, {}), ""),
+        ((), ""),
+    ],
+)
+def test_the_volume_of_both_days(statistics: tuple[dict[str, float], ...], expected: str) -> None:
+    """A row has the messages sent on both days, in-app messages shown, and nothing where Braze says nothing."""
+    day = Day(date(2026, 3, 4), {}, tuple(Variation("email", "", "", numbers) for numbers in statistics))
+
+    assert page(replace(POLLED, latest=day)).campaigns[0][6:8] == [expected, ""]
+    assert page(replace(POLLED, previous=day)).campaigns[0][6:8] == ["", expected]
+
+
+@pytest.mark.parametrize("seconds", [None, 10, 60, 300])
+def test_the_page_reloads_itself_if_asked(seconds: int | None) -> None:
+    """It does so without scripts as well, and the interval that is chosen is marked."""
+    text = page(POLLED, reload_interval=seconds).text
+
+    refresh = "" if seconds is None else f'<meta http-equiv="refresh" content="{seconds}">'
+    assert f"<noscript>{refresh}</noscript>" in text
+    assert re.findall('href="([^"]*)" aria-current=true', text) == ["?" if seconds is None else f"?refresh={seconds}"]
+
+
 def test_failing_campaigns_come_first() -> None:
-    """Failing, not polled, stale, up: in this order, and in each of them in that of the configuration."""
+    """Failing, no days, not polled, stale, up: in this order, and in each of them in that of the configuration."""
     states = [
         POLLED,
         replace(POLLED, up=False),
@@ -206,10 +256,11 @@ def test_failing_campaigns_come_first() -> None:
         POLLED,
         failed(Reason.TLS),
         UNPOLLED,
+        replace(POLLED, latest=None),
     ]
     campaigns = [replace(state, campaign_name=f"{number}") for number, state in enumerate(states)]
 
-    assert [row[1][0] for row in page(*campaigns).campaigns] == ["3", "5", "2", "6", "1", "0", "4"]
+    assert [row[1][0] for row in page(*campaigns).campaigns] == ["3", "5", "7", "2", "6", "1", "0", "4"]
 
 
 def test_the_summary_counts_and_advises() -> None:
@@ -231,10 +282,16 @@ def test_the_summary_counts_and_advises() -> None:
 
 
 @pytest.mark.parametrize(
-    ("campaigns", "kind"), [([POLLED, POLLED], "good"), ([POLLED, UNPOLLED], None), ([UNPOLLED, UNPOLLED], None)]
+    ("campaigns", "kind"),
+    [
+        ([POLLED, POLLED], "good"),
+        ([POLLED, UNPOLLED], None),
+        ([POLLED, replace(POLLED, latest=None)], None),
+        ([UNPOLLED, UNPOLLED], None),
+    ],
 )
 def test_the_summary_when_nothing_fails(campaigns: list[CampaignState], kind: str | None) -> None:
-    """Nothing fails, which is good news only when every campaign was polled."""
+    """Nothing fails, which is good news only when every campaign was polled and has days."""
     shown = page(*campaigns)
 
     assert shown.paragraphs[1] == "None of 2 campaigns failing."
@@ -242,20 +299,27 @@ def test_the_summary_when_nothing_fails(campaigns: list[CampaignState], kind: st
     assert "<title>braze-exporter</title>" in shown.text
 
 
+def test_the_summary_names_campaigns_without_days() -> None:
+    """Campaigns that are up but have no numbers are counted."""
+    assert page(POLLED, replace(POLLED, latest=None)).paragraphs[2] == (
+        "No days from Braze for 1 of 2 campaigns: polling works, but there are no numbers."
+    )
+
+
 @pytest.mark.parametrize(
     ("workspace", "state", "bad"),
     [
         (WORKSPACE, "up", False),
         (replace(WORKSPACE, up=None), "no campaigns in this shard", False),
-        (replace(WORKSPACE, up=False), "down: no campaign was polled with success within two intervals", True),
+        (replace(WORKSPACE, up=False), "down: no poll of any campaign succeeded within two intervals", True),
         (
             replace(WORKSPACE, up=False, paused=Reason.UNAUTHORIZED),
-            "down: Braze refuses the API key. One request an interval finds out when it is accepted",
+            "down: Braze rejects the API key. One request per interval checks whether it is accepted again",
             True,
         ),
         (
             replace(WORKSPACE, paused=Reason.RATE_LIMITED),
-            "paused: the rate limit is used up. One request finds out when it is free again",
+            "paused: the rate limit is used up. When the pause is over, one request checks whether Braze accepts more",
             True,
         ),
     ],
@@ -272,14 +336,14 @@ def test_a_workspace(workspace: WorkspaceState, state: str, bad: bool) -> None: 
 @pytest.mark.parametrize(
     ("reset", "expected"),
     [
-        (NOW + 40, "data_series: 49,321 of 50,000, full again at 04:54:00 UTC"),
-        (NOW - 20, "data_series: 49,321 of 50,000, full again since 04:53:00 UTC"),
-        (2.0**53, "data_series: 49,321 of 50,000, until a time that is none"),
+        (NOW + 40, "data_series: 49,321 of 50,000, reset at 04:54:00 UTC"),
+        (NOW - 20, "data_series: 49,321 of 50,000 before the reset at 04:53:00 UTC"),
+        (2.0**53, "data_series: 49,321 of 50,000, reset at an invalid time"),
         (None, "data_series: 49,321 of 50,000"),
     ],
 )
 def test_the_rate_limit(reset: float | None, expected: str) -> None:
-    """What is left of the rate limit is told with the time at which it is full again, whatever a header says of it."""
+    """The page shows what is left of the rate limit and when it is reset, whatever a header says of it."""
     api = ApiStatistics(rate_limit=50_000, rate_limit_remaining=49_321, rate_limit_reset=reset)
 
     assert page(POLLED, workspaces=[replace(WORKSPACE, apis={"data_series": api})]).workspaces[0][4] == expected
@@ -291,8 +355,8 @@ def test_a_failed_reload() -> None:
     configured.successful = False
 
     assert page(POLLED, configured=configured).paragraphs[1] == (
-        "The last reload of the configuration failed, the log says why. "
-        "What was loaded at 2026-03-04 04:53:20 UTC is in force."
+        "The last reload of the configuration failed; the log has the reason. "
+        "The configuration loaded at 2026-03-04 04:53:20 UTC is still in use."
     )
 
 

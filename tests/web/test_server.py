@@ -1,4 +1,4 @@
-"""Tests of exporter.server: requests as they stand, limits, clients that do harm, all against a real process."""
+"""Tests of exporter.web.server: requests as they stand, limits, clients that do harm, all against a real process."""
 
 import asyncio
 import base64
@@ -22,7 +22,8 @@ from starlette.types import Receive, Scope, Send
 from exporter.simulator.server import Simulator
 from exporter.web import server
 from exporter.web.app import HEADERS
-from exporter.web.server import Limits, Server
+from exporter.web.client_limits import ClientLimits
+from exporter.web.server import Server
 from exporter.web.web_config import WebConfig
 from tests.support.exporters import COMMAND, KEY, Exporter, ask, configure, running_exporter
 from tests.support.hostile import NEVER, Address, Behaviour, attack, crawl, drip, handshake, hold
@@ -150,7 +151,7 @@ def test_large_bodies_arrive_whole(version: str, counted: bool, method: str) -> 
         await send({"type": "http.response.body", "body": body})
 
     async def ask() -> tuple[bytes, bytes]:
-        serving = Server(application, headers={}, limits=Limits())
+        serving = Server(application, headers={}, limits=ClientLimits())
         serving.start([server.listen("127.0.0.1", 0)])
         (listener,) = serving.listeners
         reader, writer = await asyncio.open_connection(*listener.getsockname())
@@ -179,7 +180,7 @@ def answers_of(settings: WebConfig, *requests: bytes) -> list[bytes]:
         await send({"type": "http.response.body", "body": b""})
 
     async def ask() -> list[bytes]:
-        serving = Server(application, headers={"X-Own": "x"}, limits=Limits(), settings=lambda: settings)
+        serving = Server(application, headers={"X-Own": "x"}, limits=ClientLimits(), settings=lambda: settings)
         serving.start([server.listen("127.0.0.1", 0)])
         reader, writer = await asyncio.open_connection(*serving.listeners[0].getsockname())
         answers = []
@@ -317,7 +318,7 @@ def test_a_busy_server_is_not_the_clients_fault(busy: int) -> None:
     async def application(scope: Scope, _: Receive, send: Send) -> None:
         if scope["path"] == "/busy":
             sent.wait(10)
-            loop.ahead += 2 * Limits().header_timeout
+            loop.ahead += 2 * ClientLimits().header_timeout
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
@@ -336,7 +337,7 @@ def test_a_busy_server_is_not_the_clients_fault(busy: int) -> None:
             return [client.recv(15) for client in clients]
 
     async def ask() -> list[bytes]:
-        serving = Server(application, headers={}, limits=Limits())
+        serving = Server(application, headers={}, limits=ClientLimits())
         serving.start([server.listen("127.0.0.1", 0)])
         answers = await asyncio.to_thread(ask_all, serving.listeners[0].getsockname())
         await serving.stop(1)

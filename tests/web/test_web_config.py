@@ -1,4 +1,4 @@
-"""Tests of exporter.webconfig: good and bad files against promtool, messages, what TLS does, and changes of files."""
+"""Tests of exporter.web.web_config: files against promtool, messages, what TLS does, and changes of files."""
 
 import os
 import re
@@ -19,7 +19,8 @@ import pytest
 from exporter.config import ConfigError
 from exporter.system.files import Files
 from exporter.system.threads import NoThreadError
-from exporter.web.web_config import CIPHER_SUITES, Watched, WebConfig, certificate_fits, load
+from exporter.web.web_config import WatchedWebConfig, WebConfig, certificate_fits, load
+from exporter.web.web_settings import CIPHER_SUITES
 from tests.support.certificates import Certificates, make_certificates
 from tests.support.servers import ROOT, eventually
 from tests.support.system import Volume, no_new_threads
@@ -127,6 +128,7 @@ BAD = [
     ("http_server_config: {headers: {X-Content-Type-Options: sniff}}", "expected nosniff, got 'sniff'"),
     ("http_server_config: {headers: {Server: x}}", "Server: expected one of the keys Content-Security-Policy"),
     ("basic_auth_users: {alice: secret}", "basic_auth_users: expected the bcrypt hash of a password, of a cost from"),
+    ("basic_auth_users: {alice: }", "basic_auth_users: expected the bcrypt hash of a password, of a cost from"),
     (f"basic_auth_users: {{alice: {HASH.replace('$04$', '$32$')}}}", "of a cost from 4 to 31"),
     (f"basic_auth_users: [{HASH}]", "basic_auth_users: expected a mapping of keys to values"),
     ("basic_auth_users: {alice: {", ":2: expected YAML, got a syntax error"),
@@ -187,10 +189,21 @@ def test_all_problems_at_once(write: Written) -> None:
     file = write(
         "tls_server_config:\n  cert_file: none.pem\n  min_version: TLS9\n  x: y\nrate_limit: {}\n"
         "basic_auth_users:\n  alice: x\n"
+        "http_server_config:\n  headers:\n    X-Frame-Options: x\n"
     )
 
     lines = [re.match(rf"{re.escape(str(file))}:(\d+): ", problem) for problem in problems(file).splitlines()]
-    assert [line and line[1] for line in lines] == ["1", "2", "3", "4", "5", "7"]
+    assert [line and line[1] for line in lines] == ["1", "2", "3", "4", "5", "7", "10"]
+
+
+def test_all_entries_of_a_list(write: Written) -> None:
+    """Every wrong entry of a list is told, not only the first."""
+    text = problems(write(f"tls_server_config: {{{TLS}, cipher_suites: [A, TLS_AES_128_GCM_SHA256, B]}}"))
+
+    assert re.findall(r"(cipher_suites\[\d\]): .* got ('.')", text) == [
+        ("cipher_suites[0]", "'A'"),
+        ("cipher_suites[2]", "'B'"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -481,7 +494,7 @@ def test_allowed_sans(allowed: str, expected: bool, certificates: Certificates) 
 def test_a_change_is_noticed(write: Written, caplog: pytest.LogCaptureFixture) -> None:
     """A file that changed is read once, when two looks find the same; one that did not is not read again."""
     caplog.set_level("INFO")
-    watched = Watched(write(f"basic_auth_users: {{alice: {HASH}}}"))
+    watched = WatchedWebConfig(write(f"basic_auth_users: {{alice: {HASH}}}"))
     watched.refresh()
     watched.refresh()
     first = watched.current
@@ -506,7 +519,7 @@ def test_a_change_is_noticed(write: Written, caplog: pytest.LogCaptureFixture) -
 def test_half_a_file_never_comes_into_force(end: str, write: Written) -> None:
     """A file that is being written leaves the previous configuration in force, wherever its first half ends."""
     text = f"tls_server_config: {{{TLS}}}\nbasic_auth_users:\n  alice: {HASH}\n  bob: {HASH}\n"
-    watched = Watched(write(text))
+    watched = WatchedWebConfig(write(text))
     before = watched.current
 
     write(text[: text.index(end)])
@@ -533,7 +546,7 @@ def test_a_file_that_changes_while_it_is_loaded(write: Written) -> None:
             write(next(contents))
         return os.open(path, os.O_RDONLY)
 
-    watched = Watched(file, files=Files(open_next))
+    watched = WatchedWebConfig(file, files=Files(open_next))
     started, users = True, []
     for _ in range(5):
         watched.refresh()
@@ -542,7 +555,7 @@ def test_a_file_that_changes_while_it_is_loaded(write: Written) -> None:
     assert users == [["alice"], ["alice"], ["alice"], ["eve"], ["eve"]]
 
 
-def refreshed(watched: Watched) -> Watched:
+def refreshed(watched: WatchedWebConfig) -> WatchedWebConfig:
     """Bring changes into force: look until the files were the same twice."""
     watched.refresh()
     watched.refresh()
@@ -556,7 +569,7 @@ def test_a_certificate_behind_links_is_noticed(write: Written, certificates: Cer
         for kind in ("pem", "key"):
             (tmp_path / name / f"tls.{kind}").write_bytes((certificates.folder / f"{source}.{kind}").read_bytes())
     (tmp_path / "data").symlink_to("one")
-    watched = Watched(write("tls_server_config: {cert_file: data/tls.pem, key_file: data/tls.key}"))
+    watched = WatchedWebConfig(write("tls_server_config: {cert_file: data/tls.pem, key_file: data/tls.key}"))
     first = watched.current
 
     (tmp_path / "new").symlink_to("two")
@@ -571,7 +584,7 @@ def test_a_certificate_behind_links_is_noticed(write: Written, certificates: Cer
 @pytest.mark.parametrize("name", ["server.pem", "server.key", "ca.pem"])
 def test_each_file_is_watched(name: str, write: Written, certificates: Certificates, tmp_path: Path) -> None:
     """A change of the certificate, the key or the CA is noticed though its size and its time stay the same."""
-    watched = Watched(write(f"tls_server_config: {{{TLS}, {CLIENTS}}}"))
+    watched = WatchedWebConfig(write(f"tls_server_config: {{{TLS}, {CLIENTS}}}"))
     times = certificates.folder / name
     (tmp_path / name).unlink()
     (tmp_path / name).write_bytes(bytes(times.stat().st_size))
@@ -583,7 +596,7 @@ def test_each_file_is_watched(name: str, write: Written, certificates: Certifica
 def test_a_broken_change_changes_nothing(write: Written, caplog: pytest.LogCaptureFixture) -> None:
     """With a file that is wrong the old one stays, which is logged once for each reason, until it is right again."""
     good, bad = f"basic_auth_users: {{alice: {HASH}}}", "basic_auth_users: {alice: bob}"
-    watched = Watched(write(good))
+    watched = WatchedWebConfig(write(good))
     before = watched.current
 
     for text in (bad, "rate_limit: {}", good, bad):
@@ -603,7 +616,7 @@ def test_a_broken_change_changes_nothing(write: Written, caplog: pytest.LogCaptu
 
 def test_a_file_that_is_away_for_a_moment(write: Written, tmp_path: Path) -> None:
     """When a file is the old one again, the configuration is in force again."""
-    watched = Watched(write(f"tls_server_config: {{{TLS}}}"))
+    watched = WatchedWebConfig(write(f"tls_server_config: {{{TLS}}}"))
     key = tmp_path / "server.key"
 
     key.rename(tmp_path / "away")
@@ -615,7 +628,7 @@ def test_a_file_that_is_away_for_a_moment(write: Written, tmp_path: Path) -> Non
 
 def test_a_file_that_comes_later(write: Written, certificates: Certificates, tmp_path: Path) -> None:
     """A file that a new configuration names is waited for, whatever was in force before."""
-    watched = Watched(write(f"basic_auth_users: {{alice: {HASH}}}"))
+    watched = WatchedWebConfig(write(f"basic_auth_users: {{alice: {HASH}}}"))
     write("tls_server_config: {cert_file: server.pem, key_file: late.key}")
     between = refreshed(watched).successful
     (tmp_path / "late.key").write_bytes((certificates.folder / "server.key").read_bytes())
@@ -628,7 +641,7 @@ def test_a_key_that_comes_later(write: Written, certificates: Certificates, tmp_
     """Between the writing of a new certificate and of its key the old ones serve."""
     for kind in ("pem", "key"):
         (tmp_path / f"tls.{kind}").write_bytes((certificates.folder / f"server.{kind}").read_bytes())
-    watched = Watched(write("tls_server_config: {cert_file: tls.pem, key_file: tls.key}"))
+    watched = WatchedWebConfig(write("tls_server_config: {cert_file: tls.pem, key_file: tls.key}"))
 
     (tmp_path / "tls.pem").write_bytes((certificates.folder / "other.pem").read_bytes())
     between = refreshed(watched).successful
@@ -646,7 +659,7 @@ def test_a_reload_never_opens_everything(
     text: str, before: str, write: Written, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With TLS or users in force a file with neither is refused: it may be one that was cut short."""
-    watched = Watched(write(before))
+    watched = WatchedWebConfig(write(before))
     in_force = watched.current
     file = write(text)
     refreshed(watched)
@@ -665,7 +678,7 @@ def test_a_reload_never_opens_everything(
 @pytest.mark.parametrize("after", [f"tls_server_config: {{{TLS}}}", f"basic_auth_users: {{alice: {HASH}}}"])
 def test_a_reload_may_exchange_tls_and_users(before: str, after: str, write: Written) -> None:
     """A file with TLS or users is obeyed, whichever was in force."""
-    watched = Watched(write(f"{before}\nhttp_server_config: {{http2: false}}"))
+    watched = WatchedWebConfig(write(f"{before}\nhttp_server_config: {{http2: false}}"))
     write(after)
     refreshed(watched)
 
@@ -677,7 +690,7 @@ def test_a_reload_may_exchange_tls_and_users(before: str, after: str, write: Wri
 def test_an_empty_file_is_warned_of(text: str, write: Written, caplog: pytest.LogCaptureFixture) -> None:
     """A file that says nothing is valid, with a warning that everybody is served; one that says anything has none."""
     warning = "the web configuration is empty: everybody is served, without TLS"
-    watched = Watched(write("http_server_config: {http2: false}"))
+    watched = WatchedWebConfig(write("http_server_config: {http2: false}"))
     write(text)
     refreshed(watched)
 
@@ -689,7 +702,7 @@ def test_an_empty_file_is_warned_of(text: str, write: Written, caplog: pytest.Lo
 
 def test_a_hung_volume(write: Written, tmp_path: Path, volume: Volume, caplog: pytest.LogCaptureFixture) -> None:
     """While a volume does not answer the old configuration stays, told once; when it answers the new one is read."""
-    watched = Watched(write(f"tls_server_config: {{{TLS}}}"), files=Files(volume.open), timeout=1)
+    watched = WatchedWebConfig(write(f"tls_server_config: {{{TLS}}}"), files=Files(volume.open), timeout=1)
     before = watched.current
     volume.hung = {tmp_path / "server.key"}
     for _ in range(2):
@@ -715,7 +728,7 @@ def test_a_pipe_is_read_once(write: Written, tmp_path: Path) -> None:
     writer = os.open(tmp_path / "pipe", os.O_RDWR)
     os.write(writer, f"basic_auth_users: {{alice: {HASH}}}".encode())
     with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(Watched, tmp_path / "pipe")
+        loading = pool.submit(WatchedWebConfig, tmp_path / "pipe")
         eventually(lambda: select.select([writer], [], [], 0)[0] == [], what="a reader")
         os.close(writer)
         watched = loading.result()
@@ -757,7 +770,7 @@ def test_changes_are_looked_for(write: Written) -> None:
             raise ZeroDivisionError
         return os.open(path, os.O_RDONLY)
 
-    watched = Watched(file, files=Files(open_or_crash))
+    watched = WatchedWebConfig(file, files=Files(open_or_crash))
     watched.start(crashes.append)
     write(f"basic_auth_users: {{bob: {HASH}}}")
     eventually(lambda: "bob" in watched.current.users, what="another user")
@@ -769,7 +782,7 @@ def test_changes_are_looked_for(write: Written) -> None:
 
 def test_no_thread_to_look_for_changes(write: Written) -> None:
     """A thread that cannot be started is an error at the start."""
-    watched = Watched(write(""))
+    watched = WatchedWebConfig(write(""))
     with no_new_threads(), pytest.raises(NoThreadError, match="web configuration"):
         watched.start(lambda _: None)
 
