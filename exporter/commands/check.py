@@ -6,8 +6,13 @@ Config ─ ask ─► Checked, one of each workspace ─► findings ─┬─ l
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import sys
 import textwrap
 import threading
+import time
 import unicodedata
 from collections import deque
 from dataclasses import dataclass
@@ -17,13 +22,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
+from exporter import config as configuration
 from exporter.advice import ADVICE
 from exporter.braze.client import BrazeError, Client, Permit, Reason
 from exporter.braze.data_series import EXAMPLES, SAMPLES
-from exporter.config import INSTANCES
-from exporter.poller import Failure
+from exporter.commands.progress import Progress
+from exporter.config import INSTANCES, ConfigError
+from exporter.poller import Failure, system_clock
+from exporter.system.command import print_lines
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import date
 
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
     from exporter.braze.data_series import DataSeries
     from exporter.config import Campaign, Config, Poll, Workspace
     from exporter.poller import Clock
+    from exporter.system.command import Surroundings
 
 _WHOLE_WORKSPACE = {
     Reason.UNAUTHORIZED,
@@ -94,6 +104,34 @@ class Finding:
     ok: bool | None
     text: str
     advice: tuple[str, ...] = ()
+
+
+def check(flags: argparse.Namespace, _: Surroundings) -> int:
+    """Run the command and return its exit status: 0 where everything works. Raises ConfigError."""
+    logging.getLogger().addHandler(logging.NullHandler())  # the report says it all
+    try:
+        loaded = configuration.load(flags.config_file, os.environ)
+        progress = Progress(sys.stderr, time.monotonic)
+        try:
+            checks = ask(loaded, environ=os.environ, clock=system_clock(), progress=progress.show)
+        finally:
+            progress.clear()
+    except ConfigError as error:
+        if flags.json:
+            print_lines([_json({"ok": False, "problems": error.problems, "warnings": [], "workspaces": []})])
+        raise
+    report = as_json(checks, os.environ)
+    warnings = configuration.warnings(loaded)
+    if flags.json:
+        print_lines([_json({"problems": [], "warnings": warnings, **report})])
+    else:
+        remarks = (f"{flags.config_file}: warning: {warning}" for warning in warnings)
+        print_lines([*remarks, *lines(checks, os.environ)])
+    return 0 if report["ok"] else 1
+
+
+def _json(report: dict[str, object]) -> str:
+    return json.dumps(report, indent=2)
 
 
 def ask(
