@@ -191,9 +191,18 @@ def test_a_password_in_the_url() -> None:
 
 def test_it_loads_little() -> None:
     """The command starts without what the exporter is made of: a container's check runs it all the time."""
-    script = "import sys; from exporter import health; health.main(['--url=http://127.0.0.1:1/']); print(*sys.modules)"
+    script = """if True:
+        import sys
+        from exporter.commands import health
+        health.main(['--url=http://127.0.0.1:1/'])
+        print(*sys.modules)
+    """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(result.stdout.split())
 
-    assert {module for module in loaded if module.startswith("exporter")} == {"exporter", "exporter.health"}
+    assert {module for module in loaded if module.startswith("exporter")} == {
+        "exporter",
+        "exporter.commands",
+        "exporter.commands.health",
+    }
     assert not {"asyncio", "pydantic", "requests", "starlette", "uvicorn", "yaml", "logging"} & loaded
