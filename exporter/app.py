@@ -17,7 +17,7 @@ from exporter import __version__, config, logs, shards
 from exporter.config import ConfigError
 from exporter.exposition import Exposition
 from exporter.poller import Poller, system_clock
-from exporter.reload import Configuration, Reloads
+from exporter.reload import CurrentConfig, Reloads
 from exporter.shards import WHOLE
 from exporter.system import open_files, systemd
 from exporter.system.command import CommandError
@@ -98,7 +98,7 @@ def run(
                 logger.warning(remark)
             return fitting
 
-        configuration = Configuration(loaded, shard=shard, read=read, apply=poller.apply, wall=time.time)
+        configuration = CurrentConfig(loaded, shard=shard, read=read, apply=poller.apply, wall=time.time)
         limits = Limits(connections=connections, header_timeout=flags.header_timeout, write_timeout=flags.write_timeout)
         tls = web_config is not None and web_config.current.context is not None
         urls = [_url(listener, tls=tls) for listener in sockets]
@@ -202,7 +202,7 @@ class _Process:
         self,
         sockets: list[socket.socket],
         probes: list[socket.socket],
-        configuration: Configuration,
+        configuration: CurrentConfig,
         flags: argparse.Namespace,
         *,
         limits: Limits,

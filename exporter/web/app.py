@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from exporter.exposition import Exposition
     from exporter.poller import Poller
-    from exporter.reload import Configuration
+    from exporter.reload import CurrentConfig
     from exporter.web.body_cache import Ready
     from exporter.web.web_config import Watched
 
@@ -57,7 +57,7 @@ def application(
     poller: Poller,
     exposition: Exposition,
     ready: Ready,
-    configuration: Configuration,
+    configuration: CurrentConfig,
     *,
     web_config: Watched | None = None,
     telemetry_path: str,
@@ -150,7 +150,7 @@ class _Scrape:
         poller: Poller,
         exposition: Exposition,
         ready: Ready,
-        configuration: Configuration,
+        configuration: CurrentConfig,
         web_config: Watched | None,
         log_lines_dropped: Callable[[], int],
     ) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from exporter.config import Config
     from exporter.poller import CampaignKey, CampaignState, WorkspaceState
-    from exporter.reload import Configuration
+    from exporter.reload import CurrentConfig
 
 FAILING, UNPOLLED, STALE, UP = _STATES = ("failing", "not polled yet", "stale", "up")
 """A campaign's state in words; the order of the alphabet is the order of the page."""
@@ -43,7 +43,7 @@ def landing_page(
     workspaces: Sequence[WorkspaceState],
     campaigns: Sequence[CampaignState],
     shown: Mapping[CampaignKey, int],
-    configuration: Configuration,
+    configuration: CurrentConfig,
     *,
     telemetry_path: str,
     now: float,
@@ -127,7 +127,7 @@ def _summary(
     workspaces: Sequence[WorkspaceState],
     campaigns: Sequence[CampaignState],
     states: Counter[str],
-    configuration: Configuration,
+    configuration: CurrentConfig,
 ) -> Iterator[str]:
     """Yield what somebody who was woken up needs to know first."""
     if not configuration.successful:

@@ -21,7 +21,7 @@ from exporter.braze.client import ApiStatistics, Reason
 from exporter.braze.data_series import Day
 from exporter.config import Campaign, Config, Workspace
 from exporter.poller import CampaignState, Failure, WorkspaceState
-from exporter.reload import Configuration
+from exporter.reload import CurrentConfig
 from exporter.shards import WHOLE, Shard
 from exporter.web.pages import CONTENT_SECURITY_POLICY, config_page, landing_page
 
@@ -51,16 +51,16 @@ def failed(reason: Reason, detail: str = "no") -> CampaignState:
     return replace(POLLED, up=False, failure=Failure(reason, detail))
 
 
-def configuration(shard: Shard = WHOLE) -> Configuration:
+def configuration(shard: Shard = WHOLE) -> CurrentConfig:
     """Return what is in force."""
-    return Configuration(CONFIG, shard=shard, read=lambda: CONFIG, apply=lambda *_: None, wall=lambda: NOW)
+    return CurrentConfig(CONFIG, shard=shard, read=lambda: CONFIG, apply=lambda *_: None, wall=lambda: NOW)
 
 
 def page(
     *campaigns: CampaignState,
     workspaces: Sequence[WorkspaceState] = (WORKSPACE,),
     shown: Mapping[tuple[str, str], int] | None = None,
-    configured: Configuration | None = None,
+    configured: CurrentConfig | None = None,
     path: str = "/metrics",
 ) -> "Reader":
     """Return the overview, read."""
