@@ -17,14 +17,14 @@ import re
 import typing
 import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, TypeAlias
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from exporter.system import files
@@ -59,11 +59,31 @@ _LONGEST_KEY = 4096  # bytes of a key file that are read; Braze's keys have 36
 _UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 _DURATION = re.compile("".join(f"(?:(?P<{unit}>[0-9]{{1,15}}){unit})?" for unit in _UNITS))
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-_BARE_HEX = re.compile(r"(?P<dashboard>[0-9a-f]{24})|(?P<uuid>[0-9a-f]{32})", re.IGNORECASE)
+_DASHBOARD_ID = re.compile(r"[0-9a-f]{24}", re.IGNORECASE)
+_WHERE_IDS_ARE = "the API identifier stands on the campaign's details page"
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?P<port>:[0-9]{1,5})?(?P<path>/.*)?", re.IGNORECASE
 )
+_SHORTEST_TYPO = 6  # characters: shorter names are abbreviations, and many are alike
+_CITIES = MappingProxyType(
+    dict.fromkeys(("pst", "pdt", "pacific"), "America/Los_Angeles")
+    | dict.fromkeys(("mdt", "mountain"), "America/Denver")
+    | dict.fromkeys(("cdt", "central"), "America/Chicago")
+    | dict.fromkeys(("edt", "eastern"), "America/New_York")
+    | {"bst": "Europe/London", "cest": "Europe/Berlin", "jst": "Asia/Tokyo", "aest": "Australia/Sydney"}
+)
+"""Cities by the names of clocks that people write, without "standard time"."""
+
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KEY_VARIABLE = "an environment variable with an API key"
+_KEY_WITH_MORE = (
+    (re.compile("^(\xef\xbb\xbf|\xff\xfe|\xfe\xff|\ufeff)"), "a byte order mark", "save it as ASCII, without the mark"),
+    (re.compile(r"[\r\n]"), "several lines", "write the key alone, in one line"),
+    (re.compile(r"^Bearer\s", re.IGNORECASE), "one that begins with `Bearer `", "write the key alone"),
+    (re.compile(r"^(export\s+)?[A-Za-z_]\w*\s*=\s*[^=\s]"), "one that begins with `NAME=`", "write the key alone"),
+    (re.compile("^[\"'`]|[\"'`]$"), "one in quotes", "leave the quotes out"),
+)
+"""Looks of a key that was stored with more than itself, what to say of it, and what mends it."""
 
 
 class ConfigError(Exception):
@@ -85,11 +105,15 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What a file's values are read against: the folder of its relative paths, the environment, the time for files."""
+    """What a file's values are read against: the folder of its relative paths, the environment, the time for files.
+
+    `remarks` are warnings about the text of the file.
+    """
 
     folder: Path
     environ: Mapping[str, str]
     budget: Budget
+    remarks: tuple[str, ...] = ()
 
 
 _Info: TypeAlias = ValidationInfo[_Source | None]
@@ -170,22 +194,29 @@ def _campaign_id(value: object) -> str:
     text = _text(what)(value)
     if _UUID.fullmatch(text):
         return text.lower()
-    bare = _BARE_HEX.fullmatch(text)
-    if bare is None:
-        raise _expected(what)
-    if bare["dashboard"]:
-        hint = "that is the id in the dashboard's address; the API identifier stands on the campaign's details page"
-        raise _expected(what, hint=hint)
-    parts = (text[:8], text[8:12], text[12:16], text[16:20], text[20:])
-    raise _expected(what, hint=f"write {'-'.join(parts).lower()}")
+    raise _expected(what, hint=_id_hint(text))
+
+
+def _id_hint(text: str) -> str:
+    if _DASHBOARD_ID.fullmatch(text):
+        return f"that is the id in the dashboard's address; {_WHERE_IDS_ARE}"
+    if "://" in text or "braze." in text:
+        return f"that is an address; {_WHERE_IDS_ARE}"
+    digits = re.sub(r"[\s{}()<>\"'-]", "", text).lower()  # what is copied along with an id
+    uuid = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    return f"write {uuid}" if _UUID.fullmatch(uuid) else ""
 
 
 def _instance(value: object) -> str:
     what = f"one of {', '.join(INSTANCES)}"
-    name = _text(what)(value).upper()
-    if name not in INSTANCES:
-        raise _expected(what)
-    return name
+    text = _text(what)(value)
+    if text.upper() in INSTANCES:
+        return text.upper()
+    host = _rest_host(text.lower().removeprefix("https://").partition("/")[0])
+    written = re.fullmatch(r"([A-Z]{2})[ _-]?0?([0-9]{1,2})", text.upper())
+    wanted = f"{written[1]}-{int(written[2]):02}" if written else ""
+    close = [name for name in INSTANCES if name == wanted or INSTANCES[name] == host]
+    raise _expected(what, hint=f"write {close[0]}" if close else "")
 
 
 def _zone(value: object) -> ZoneInfo:
@@ -195,11 +226,26 @@ def _zone(value: object) -> ZoneInfo:
         return ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):  # OSError: the name of a folder, or too long a one
         pass
+    raise _expected(what, hint=_zone_hint(name))
+
+
+def _zone_hint(name: str) -> str:
+    """Return how to write the zone that is meant. An offset gets no proposal: IANA inverts its sign."""
     zones = {zone.lower(): zone for zone in sorted(zoneinfo.available_timezones())}
-    wanted = name.lower().replace(" ", "_")
-    close = [zone for lower, zone in zones.items() if wanted in (lower, lower.rpartition("/")[2])]
-    close = close or [zones[lower] for lower in difflib.get_close_matches(wanted, zones)]
-    raise _expected(what, hint=f"did you mean {' or '.join(close[:3])}?" if close else "")
+    wanted = name.strip().lower().replace(" ", "_")
+    offset = re.search(r"[+-]\d", wanted)
+    close = [
+        zone for lower, zone in zones.items() if wanted == lower or (wanted == lower.rpartition("/")[2] and not offset)
+    ]
+    clock = wanted.removesuffix("_time").removesuffix("_standard").removesuffix("_daylight")
+    if not close and clock in _CITIES:
+        return f"write {_CITIES[clock]}, if the company's time is that city's"
+    if not close and len(wanted) >= _SHORTEST_TYPO and not offset and not wanted.endswith("_time"):
+        cities = {lower if "/" in wanted else lower.rpartition("/")[2]: zone for lower, zone in zones.items()}
+        close = [cities[lower] for lower in difflib.get_close_matches(wanted, cities, cutoff=0.8)]
+    if close:
+        return f"did you mean {' or '.join(close[:3])}?"
+    return "name a city with the company's time, such as America/New_York; offsets and abbreviations are not time zones"
 
 
 def _endpoint(value: object) -> str:
@@ -217,7 +263,8 @@ def _endpoint(value: object) -> str:
     if not _is_host(host) or (port and not 0 < int(port[1:]) < 1 << 16):
         raise _expected(what)
     if _is_braze(host) and re.match(r"(dashboard|sdk)\b", host):
-        raise _expected(what, hint=_rest_hint(host))
+        rest = _rest_host(host)
+        raise _expected(what, hint=f"write https://{rest}" if rest else "the REST host begins with rest.")
     origin = f"{scheme}://{host}{port}"
     if "://" not in text or (url["path"] or "/") != "/":
         raise _expected(what, hint=f"write {origin}")
@@ -230,8 +277,9 @@ def _key_file(value: object, info: _Info) -> object:
     """Return the path of a key file that holds a key now."""
     if info.context is None:
         return value
-    path = info.context.folder / _text("the path of a file with the API key")(value)
-    _key_from_file(path, info.context.budget.read)
+    text = _text("the path of a file with the API key")(value)
+    path = info.context.folder / text
+    _key_from_file(path, info.context.budget.read, looked_at=path.absolute() if _is_plainly_a_path(text) else None)
     return path
 
 
@@ -243,6 +291,12 @@ def _key_variable(value: object, info: _Info) -> object:
     variable = _text(what)(value)
     if not _VARIABLE.fullmatch(variable):
         raise _expected(what)
+    if variable not in info.context.environ:
+        close = difflib.get_close_matches(variable, info.context.environ, n=1, cutoff=0.8)
+        hint = (
+            f"did you mean {close[0]}?" if close else "set it in the environment of this process, or use api_key_file"
+        )
+        raise _expected(_KEY_VARIABLE, "one that is not set", hint)
     _key_from_variable(variable, info.context.environ)
     return variable
 
@@ -336,6 +390,16 @@ class Config(BaseModel):
     poll: Poll = Field(default=Poll(), description="when and how campaigns are asked")
     limits: Limits = Field(default=Limits(), description="what bounds the exposition")
     workspaces: Annotated[tuple[Workspace, ...], _from_file(_filled)] = Field(description="the workspaces")
+    _remarks: tuple[str, ...] = PrivateAttr(default=())
+
+    def model_post_init(self, context: _Source | None, /) -> None:
+        """Keep what the file's text says beyond its values."""
+        self._remarks = context.remarks if context is not None else ()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Warnings about how the file is written."""
+        return self._remarks
 
 
 def load(path: Path, environ: Mapping[str, str], *, budget: Budget | None = None) -> Config:
@@ -346,12 +410,13 @@ def load(path: Path, environ: Mapping[str, str], *, budget: Budget | None = None
     """
     source = _Source(path.parent, environ, budget or Budget())
     document = _read(path, source.budget.read)
+    source = replace(source, remarks=tuple(_cut_names(document)))
     config = None
     findings = list(_check_between(document, source))
     try:
         config = Config.model_validate(document.value, context=source)
     except ValidationError as error:
-        findings += _findings(error.errors(include_url=False, include_input=False))
+        findings += _findings(error.errors(include_url=False, include_input=False), document)
     problems = sorted({*document.problems, *map(document.problem, findings)})
     if config is None or problems:  # raised out here: inside, the error would bring along pydantic's with the values
         raise ConfigError(f"{path}:{line}: {text}" for line, text in problems)
@@ -384,7 +449,7 @@ def warnings(config: Config, *, total_shards: int = 1) -> tuple[str, ...]:
 
     The campaigns are those of one of `total_shards`, which share the pace.
     """
-    found = []
+    found = list(config.remarks)
     of_shard, divided = (" of this shard", f" / {total_shards}") if total_shards > 1 else ("", "")
     for workspace in config.workspaces:
         host = urlsplit(workspace.endpoint).hostname or ""
@@ -424,10 +489,14 @@ _BUILT_IN = {
 }
 
 
-def _findings(errors: Iterable[ErrorDetails]) -> Iterator[Finding]:
-    """Yield what pydantic found, in our words."""
+def _findings(errors: Iterable[ErrorDetails], document: Document) -> Iterator[Finding]:
+    """Yield what pydantic found, in our words; of a list of bare ids only the first, with how many there are."""
+    bare: dict[Location, list[Location]] = {}
     for error in errors:
         kind, location = error["type"], error["loc"]
+        if kind == "model_type" and location[-2:-1] == ("campaigns",) and document.is_scalar(location):
+            bare.setdefault(location[:-1], []).append(location)
+            continue
         if kind == "default_factory_not_called":
             continue  # the setting that the default depends on is wrong, and reported
         if kind == "extra_forbidden":
@@ -436,6 +505,9 @@ def _findings(errors: Iterable[ErrorDetails]) -> Iterator[Finding]:
             yield Finding(location, **error["ctx"])
         else:
             yield Finding(location, _BUILT_IN.get(kind, "another value"))
+    for first, *others in bare.values():
+        got = document.describe(first) + (f", and {len(others)} more like it" if others else "")
+        yield Finding(first, _BUILT_IN["model_type"], got, "write - id: before each id")
 
 
 def _unknown_key(location: Location) -> Finding:
@@ -503,6 +575,17 @@ def _check_repeated(document: Document, items: Mapping[Location, Mapping[str, ob
             first[same] = document.line((*location, key))
 
 
+def _cut_names(document: Document) -> Iterator[str]:
+    """Yield a warning for each campaign's name that may have lost its end: in YAML ` #` begins a comment."""
+    for location, workspace in _mappings(("workspaces",), _mapping(document.value).get("workspaces")).items():
+        for campaign in _mappings((*location, "campaigns"), workspace.get("campaigns")):
+            if document.is_cut(name := (*campaign, "name")):
+                got = f"{document.describe(name)} and a comment"
+                yield document.problem(Finding(name, "a name in quotes", got, "without them a name ends before ` #`"))[
+                    1
+                ]
+
+
 def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
@@ -513,27 +596,36 @@ def _mappings(location: Location, value: object) -> dict[Location, Mapping[str, 
     return {(*location, index): item for index, item in enumerate(items) if isinstance(item, dict)}
 
 
-def _key_from_file(path: Path, read: Read) -> str:
+def _is_plainly_a_path(text: str) -> bool:
+    """Return whether `text` can be shown: it is written as a path, and is neither a key nor a URL with a password."""
+    key = re.search(r"[0-9a-f-]{24}|[\w+=-]{40}", text, re.IGNORECASE)
+    return ("/" in text or "." in text) and text.isprintable() and "@" not in text and "://" not in text and not key
+
+
+def _key_from_file(path: Path, read: Read, *, looked_at: Path | None = None) -> str:
     what = "a file with an API key"
     try:
         content = read(path, limit=_LONGEST_KEY + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = error.strerror if isinstance(error, OSError) else None
-        raise _expected(what, f"one that cannot be read ({reason or 'not a path'})") from None
+        where = f" at {str(looked_at)!r}" if looked_at else ""
+        raise _expected(what, f"one that cannot be read ({reason or 'not a path'}){where}") from None
     return _checked_key(content.decode("latin-1"), what)
 
 
 def _key_from_variable(variable: str, environ: Mapping[str, str]) -> str:
-    what = "an environment variable with an API key"
     if variable not in environ:
-        raise _expected(what, got="one that is not set")
-    return _checked_key(environ[variable], what)
+        raise _expected(_KEY_VARIABLE, "one that is not set")
+    return _checked_key(environ[variable], _KEY_VARIABLE)
 
 
 def _checked_key(text: str, what: str) -> str:
     key = text.strip()
     if not key:
         raise _expected(what, got="an empty one")
+    for look, got, hint in _KEY_WITH_MORE:
+        if look.search(key):
+            raise _expected(f"{what} and nothing else", got, hint)
     if len(key) > _LONGEST_KEY or not all("!" <= character <= "~" for character in key):
         raise _expected(f"{what} of printable ASCII characters without blanks", "another content, which is not shown")
     return key
@@ -585,11 +677,11 @@ def _is_braze(host: str) -> bool:
     return host.endswith((".braze.com", ".braze.eu"))
 
 
-def _rest_hint(host: str) -> str:
-    """Return how to write the REST host that belongs to a host of the dashboard or of the SDKs."""
+def _rest_host(host: str) -> str:
+    """Return the REST host of the instance that a host of the dashboard, the SDKs or the API belongs to, or ""."""
     numbered = re.fullmatch(r"dashboard-(\d\d)\.braze\.(com|eu)", host)
     if numbered:
         rest = f"rest.{'iad' if numbered[2] == 'com' else 'fra'}-{numbered[1]}.braze.{numbered[2]}"
     else:
         rest = f"rest.{host.partition('.')[2]}"
-    return f"write https://{rest}" if rest in INSTANCES.values() else "the REST host begins with rest."
+    return rest if rest in INSTANCES.values() else ""
