@@ -10,7 +10,7 @@ from exporter.commands.demo import demo, simulate
 from exporter.commands.print import print_once
 from exporter.commands.serve import serve
 from exporter.config import ConfigError
-from exporter.flags import flag_parser
+from exporter.flags import DEFAULT_CONFIG, flag_parser, parsed
 from exporter.system.command import CommandError, Surroundings, UsageError
 from exporter.system.output import Output
 from exporter.system.threads import NoThreadError
@@ -30,6 +30,12 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Surroundings], int]] = {
 }
 
 
+_NO_CONFIGURATION = (
+    "Name your configuration file with --config.file, begin with config.example.yaml, "
+    "or see the exporter at work without any configuration: braze-exporter demo"
+)
+
+
 def main(
     arguments: Sequence[str] | None = None, *, signals: Signals | None = None, errors: Output | None = None
 ) -> int:
@@ -40,12 +46,14 @@ def main(
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given.pop(0) if given and given[0] and given[0] in _COMMANDS else ""
-    parser = flag_parser(name)
+    flags = parsed(name, given)
     surroundings = Surroundings(signals, errors or Output(sys.stderr.fileno()))
     try:
-        return _COMMANDS[name](parser.parse_args(given), surroundings)
+        return _COMMANDS[name](flags, surroundings)
     except UsageError as error:
-        parser.error(str(error))
+        flag_parser(name).error(str(error))
     except (CommandError, ConfigError, NoThreadError) as error:
         print(error, file=sys.stderr)
+        if "config_file" in flags and flags.config_file == DEFAULT_CONFIG and not DEFAULT_CONFIG.exists():
+            print(_NO_CONFIGURATION, file=sys.stderr)
         return error.status if isinstance(error, CommandError) else 1

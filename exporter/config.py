@@ -105,7 +105,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What a file's values are read against: the folder of its relative paths, the environment, the time for files.
+    """Context of a file's values: the folder of its relative paths, the environment, the time left to read files.
 
     `remarks` are warnings about the text of the file.
     """
@@ -134,7 +134,7 @@ def _from_file(read: Callable[[object], object]) -> BeforeValidator:
 
 
 def _text(what: str, longest: int | None = None) -> Callable[[object], str]:
-    """Return the reader of a text that is not blank; one with a `longest` is a single line of printable characters."""
+    """Return a reader of text that is not blank; with `longest`, of one line of printable characters."""
 
     def read(value: object) -> str:
         if not isinstance(value, str):
@@ -302,7 +302,7 @@ def _key_variable(value: object, info: _Info) -> object:
 
 
 class Campaign(BaseModel):
-    """One campaign to ask for."""
+    """One campaign to poll."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -311,7 +311,7 @@ class Campaign(BaseModel):
     )
     name: Annotated[str, _from_file(_text("a name"))] = Field(
         default_factory=lambda data: str(data.get("id", "")),
-        description="the label `campaign_name`; the id where it is left out",
+        description="the label `campaign_name`; default: the id",
     )
 
 
@@ -321,64 +321,64 @@ class Workspace(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     name: Annotated[str, _from_file(_text("a name of 1 to 128 printable characters", 128))] = Field(
-        description="the label `workspace`; no two have the same"
+        description="the label `workspace`, unique"
     )
     instance: Annotated[str | None, _from_file(_instance)] = Field(
-        default=None, description="the instance as Braze names it, or else `endpoint`"
+        default=None, description="the instance as Braze names it; or use `endpoint`"
     )
     endpoint: Annotated[str, _from_file(_endpoint)] = Field(
         default_factory=lambda data: f"https://{INSTANCES[data['instance']]}" if data.get("instance") else "",
-        description="the URL of the REST host, or else `instance`",
+        description="URL of the REST host; or use `instance`",
     )
     api_key_file: Annotated[Path | None, BeforeValidator(_key_file)] = Field(
-        default=None, description="a file with the API key, read again when it changes, or else `api_key_env`"
+        default=None, description="file with the API key, read again when it changes; or use `api_key_env`"
     )
     api_key_env: Annotated[str | None, BeforeValidator(_key_variable)] = Field(
-        default=None, description="an environment variable with the API key, or else `api_key_file`"
+        default=None, description="environment variable with the API key; or use `api_key_file`"
     )
     timezone: Annotated[ZoneInfo, _from_file(_zone)] = Field(
-        default=ZoneInfo("UTC"), description="the time zone of the company in Braze, where its days begin"
+        default=ZoneInfo("UTC"), description="time zone of the company in Braze, in which its days begin"
     )
     requests_per_minute: Annotated[int, _whole_number(1, 50_000)] = Field(
-        default=10_000, description="at most so many requests a minute"
+        default=10_000, description="maximum number of requests per minute"
     )
-    campaigns: Annotated[tuple[Campaign, ...], _from_file(_filled)] = Field(description="the campaigns to ask for")
+    campaigns: Annotated[tuple[Campaign, ...], _from_file(_filled)] = Field(description="the campaigns to poll")
 
 
 class Poll(BaseModel):
-    """When and how campaigns are asked; times are in seconds."""
+    """When and how campaigns are polled; times are in seconds."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     interval: Annotated[float, _duration("1s", "24h")] = Field(
-        default=seconds("5m"), description="how often each campaign is asked"
+        default=seconds("5m"), description="interval at which each campaign is polled"
     )
     timeout: Annotated[float, _duration("1s", "1h")] = Field(
-        default=seconds("30s"), description="how long one poll of one campaign may take, with its retries"
+        default=seconds("30s"), description="maximum time of one poll of one campaign, retries included"
     )
     stale_after: Annotated[float, _duration("1s", "1w")] = Field(
         default_factory=lambda data: STALE_INTERVALS * float(data["interval"]),
-        description=f"how long numbers stay without a success; {STALE_INTERVALS} intervals where it is left out",
+        description=f"maximum age of numbers without a successful poll; default: {STALE_INTERVALS} intervals",
     )
-    days: Annotated[int, _whole_number(2, 100)] = Field(default=3, description="how many days Braze is asked for")
+    days: Annotated[int, _whole_number(2, 100)] = Field(default=3, description="number of days requested from Braze")
     previous_day: Annotated[bool, _from_file(_flag)] = Field(
-        default=True, description="whether the day before the latest is exposed as well"
+        default=True, description="expose the day before the latest as well"
     )
     concurrency: Annotated[int, _whole_number(1, MOST_CONCURRENCY)] = Field(
-        default=32, description="at most so many requests at once for each workspace"
+        default=32, description="maximum number of requests in flight per workspace"
     )
 
 
 class Limits(BaseModel):
-    """How many of Braze's series are exposed at most."""
+    """Limits on the exposition of Braze's series."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     series: Annotated[int, _whole_number(1, 100_000_000)] = Field(
-        default=2_000_000, description="at most so many series of all campaigns together"
+        default=2_000_000, description="maximum number of series of all campaigns together"
     )
     series_per_campaign: Annotated[int, _whole_number(1, 10_000_000)] = Field(
-        default=10_000, description="at most so many series of one campaign"
+        default=10_000, description="maximum number of series of one campaign"
     )
 
 
@@ -387,8 +387,8 @@ class Config(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    poll: Poll = Field(default=Poll(), description="when and how campaigns are asked")
-    limits: Limits = Field(default=Limits(), description="what bounds the exposition")
+    poll: Poll = Field(default=Poll(), description="when and how campaigns are polled")
+    limits: Limits = Field(default=Limits(), description="limits on the exposition")
     workspaces: Annotated[tuple[Workspace, ...], _from_file(_filled)] = Field(description="the workspaces")
     _remarks: tuple[str, ...] = PrivateAttr(default=())
 
@@ -445,7 +445,7 @@ def settings() -> tuple[Setting, ...]:
 
 
 def warnings(config: Config, *, total_shards: int = 1) -> tuple[str, ...]:
-    """Return what is allowed but hardly meant: a host that is not Braze's, more campaigns than fit in the interval.
+    """Return warnings about what is valid but probably a mistake, such as more campaigns than fit in the interval.
 
     The campaigns are those of one of `total_shards`, which share the pace.
     """
@@ -459,7 +459,7 @@ def warnings(config: Config, *, total_shards: int = 1) -> tuple[str, ...]:
         if needed > config.poll.interval:
             found.append(
                 f"workspace {quoted(workspace.name)}: {len(workspace.campaigns)} campaigns{of_shard} at "
-                f"{workspace.requests_per_minute}{divided} requests a minute are each asked every "
+                f"{workspace.requests_per_minute}{divided} requests a minute are polled every "
                 f"{duration_text(needed)}, not every {duration_text(config.poll.interval)}; "
                 "raise requests_per_minute or interval"
             )
@@ -525,7 +525,7 @@ def _unknown_key(location: Location) -> Finding:
 
 
 def _check_between(document: Document, source: _Source) -> Iterator[Finding]:
-    """Yield what is wrong between settings, as far as they are there and usable."""
+    """Yield contradictions between settings that are present and valid."""
     settings_by_name = _mapping(document.value)
     yield from _check_stale_after(_mapping(settings_by_name.get("poll")), source)
     workspaces = _mappings(("workspaces",), settings_by_name.get("workspaces"))
