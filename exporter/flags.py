@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
-from exporter import __version__, config, logs
+from exporter import PORT, __version__, config, logs
 from exporter.shards import MOST_SHARDS
 from exporter.web.server import Limits
 
@@ -85,7 +85,7 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DURATION",
         help="check the configuration file for changes at this interval and reload it",
     )
-    _add_listen_flag(parser, _address, "address to listen on, may be repeated (default: :10105, all addresses)")
+    _add_listen_flag(parser, _address, f"address to listen on, may be repeated (default: :{PORT}, all addresses)")
     _add_web_flags(parser)
     parser.add_argument(
         "--web.enable-lifecycle",
@@ -112,9 +112,9 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo_flags(parser: argparse.ArgumentParser) -> None:
-    _add_listen_flag(parser, _loopback_address, "loopback address to listen on (default: 127.0.0.1:10105)")
+    _add_listen_flag(parser, _loopback_address, f"loopback address to listen on (default: 127.0.0.1:{PORT})")
     parser.set_defaults(
-        default_listen_address=("127.0.0.1", 10105),
+        default_listen_address=("127.0.0.1", PORT),
         auto_reload_interval=None,
         enable_lifecycle=False,
         web_config_file=None,
@@ -132,9 +132,9 @@ def _simulate_flags(parser: argparse.ArgumentParser) -> None:
         "--web.listen-address",
         dest="listen_address",
         type=_loopback_address,
-        default=("127.0.0.1", 10106),
+        default=("127.0.0.1", PORT + 1),
         metavar="ADDRESS",
-        help="loopback address to listen on (default: 127.0.0.1:10106)",
+        help=f"loopback address to listen on (default: 127.0.0.1:{PORT + 1})",
     )
     parser.add_argument(
         "--campaigns", type=_count, default=CAMPAIGNS, help="number of campaigns (default: %(default)s)"
@@ -205,7 +205,7 @@ def _add_listen_flag(parser: argparse.ArgumentParser, kind: Callable[[str], tupl
         metavar="ADDRESS",
         help=text,
     )
-    parser.set_defaults(default_listen_address=("", 10105))
+    parser.set_defaults(default_listen_address=("", PORT))
 
 
 def _check_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,10 @@ import json
 import os
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
 from exporter import app
 from exporter.flags import CAMPAIGNS, SIMULATED_KEY
@@ -19,7 +21,6 @@ from exporter.system.output import Output
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-    from zoneinfo import ZoneInfo
 
     from exporter.system.command import Surroundings
 
@@ -38,9 +39,12 @@ Ctrl-C stops both.
 def demo(flags: argparse.Namespace, surroundings: Surroundings) -> int:
     """Run the exporter against a simulated Braze until a signal; return the exit status. Raises CommandError."""
     with contextlib.ExitStack() as stack:
-        braze = stack.enter_context(Simulator(campaigns=CAMPAIGNS, api_key=SIMULATED_KEY, newest_day=flags.newest_day))
+        zone = zone_of_noon(datetime.now(UTC))
+        braze = stack.enter_context(
+            Simulator(campaigns=CAMPAIGNS, api_key=SIMULATED_KEY, newest_day=flags.newest_day, timezone=zone)
+        )
         key = _file_in_memory("api-key", SIMULATED_KEY)
-        workspace = _configuration(braze, f"api_key_file: {key}")
+        workspace = _configuration(braze, f"api_key_file: {key}", zone)
         file = _file_in_memory("config.yaml", f"poll: {{interval: 5s, timeout: 5s}}\n{workspace}")
 
         def introduce(urls: Sequence[str]) -> None:
@@ -50,6 +54,11 @@ def demo(flags: argparse.Namespace, surroundings: Surroundings) -> int:
         status = app.run(file, flags, surroundings, started=introduce)
         stack.pop_all()  # the process ends: without its Braze a poll that is under way would fail, and be logged
         return status
+
+
+def zone_of_noon(now: datetime) -> ZoneInfo:
+    """Return a zone whose day began about twelve hours ago, so that the demo has numbers at any time. Pure."""
+    return ZoneInfo(f"Etc/GMT{now.astimezone(UTC).hour - 12:+}")  # the sign is POSIX': positive is west of Greenwich
 
 
 def _file_in_memory(name: str, text: str) -> Path:
@@ -88,14 +97,14 @@ def simulate(flags: argparse.Namespace, _: Surroundings) -> int:
         braze.close()
 
 
-def _configuration(braze: Simulator, key_source: str, timezone: ZoneInfo | None = None) -> str:
+def _configuration(braze: Simulator, key_source: str, timezone: ZoneInfo) -> str:
     """Return the YAML of a workspace that polls every campaign of a simulated Braze."""
     lines = [
         "workspaces:",
         "  - name: simulated",
         f"    endpoint: {braze.url}",
         f"    {key_source}",
-        f"    timezone: {timezone or 'UTC'}",
+        f"    timezone: {timezone}",
         "    campaigns:",
     ]
     for campaign in braze.campaigns:
