@@ -17,14 +17,14 @@ import re
 import typing
 import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, TypeAlias
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from exporter.system import files
@@ -62,11 +62,31 @@ _LONGEST_KEY = 4096  # bytes of a key file that are read; Braze's keys have 36
 _UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 _DURATION = re.compile("".join(f"(?:(?P<{unit}>[0-9]{{1,15}}){unit})?" for unit in _UNITS))
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-_BARE_HEX = re.compile(r"(?P<dashboard>[0-9a-f]{24})|(?P<uuid>[0-9a-f]{32})", re.IGNORECASE)
+_DASHBOARD_ID = re.compile(r"[0-9a-f]{24}", re.IGNORECASE)
+_WHERE_IDS_ARE = "the API identifier stands on the campaign's details page"
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?P<port>:[0-9]{1,5})?(?P<path>/.*)?", re.IGNORECASE
 )
+_SHORTEST_TYPO = 6  # characters: shorter names are abbreviations, and many are alike
+_CITIES = MappingProxyType(
+    dict.fromkeys(("pst", "pdt", "pacific"), "America/Los_Angeles")
+    | dict.fromkeys(("mdt", "mountain"), "America/Denver")
+    | dict.fromkeys(("cdt", "central"), "America/Chicago")
+    | dict.fromkeys(("edt", "eastern"), "America/New_York")
+    | {"bst": "Europe/London", "cest": "Europe/Berlin", "jst": "Asia/Tokyo", "aest": "Australia/Sydney"}
+)
+"""Cities by the names of clocks that people write, without "standard time"."""
+
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KEY_VARIABLE = "an environment variable with an API key"
+_KEY_WITH_MORE = (
+    (re.compile("^(\xef\xbb\xbf|\xff\xfe|\xfe\xff|\ufeff)"), "a byte order mark", "save it as ASCII, without the mark"),
+    (re.compile(r"[\r\n]"), "several lines", "write the key alone, in one line"),
+    (re.compile(r"^Bearer\s", re.IGNORECASE), "one that begins with `Bearer `", "write the key alone"),
+    (re.compile(r"^(export\s+)?[A-Za-z_]\w*\s*=\s*[^=\s]"), "one that begins with `NAME=`", "write the key alone"),
+    (re.compile("^[\"'`]|[\"'`]$"), "one in quotes", "leave the quotes out"),
+)
+"""Looks of a key that was stored with more than itself, what to say of it, and what mends it."""
 
 
 class ConfigError(Exception):
@@ -88,11 +108,15 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What a file's values are read against: the folder of its relative paths, the environment, the time for files."""
+    """Context of a file's values: the folder of its relative paths, the environment, the time left to read files.
+
+    `remarks` are warnings about the text of the file.
+    """
 
     folder: Path
     environ: Mapping[str, str]
     budget: Budget
+    remarks: tuple[str, ...] = ()
 
 
 _Info: TypeAlias = ValidationInfo[_Source | None]
@@ -108,7 +132,7 @@ def _from_file(read: Callable[[object], object]) -> BeforeValidator:
 
 
 def _text(what: str, longest: int | None = None) -> Callable[[object], str]:
-    """Return the reader of a text that is not blank; one with a `longest` is a single line of printable characters."""
+    """Return a reader of text that is not blank; with `longest`, of one line of printable characters."""
 
     def read(value: object) -> str:
         if not isinstance(value, str):
@@ -168,22 +192,29 @@ def _campaign_id(value: object) -> str:
     text = _text(what)(value)
     if _UUID.fullmatch(text):
         return text.lower()
-    bare = _BARE_HEX.fullmatch(text)
-    if bare is None:
-        raise expected(what)
-    if bare["dashboard"]:
-        hint = "that is the id in the dashboard's address; the API identifier stands on the campaign's details page"
-        raise expected(what, hint=hint)
-    parts = (text[:8], text[8:12], text[12:16], text[16:20], text[20:])
-    raise expected(what, hint=f"write {'-'.join(parts).lower()}")
+    raise expected(what, hint=_id_hint(text))
+
+
+def _id_hint(text: str) -> str:
+    if _DASHBOARD_ID.fullmatch(text):
+        return f"that is the id in the dashboard's address; {_WHERE_IDS_ARE}"
+    if "://" in text or "braze." in text:
+        return f"that is an address; {_WHERE_IDS_ARE}"
+    digits = re.sub(r"[\s{}()<>\"'-]", "", text).lower()  # what is copied along with an id
+    uuid = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    return f"write {uuid}" if _UUID.fullmatch(uuid) else ""
 
 
 def _instance(value: object) -> str:
     what = f"one of {', '.join(INSTANCES)}"
-    name = _text(what)(value).upper()
-    if name not in INSTANCES:
-        raise expected(what)
-    return name
+    text = _text(what)(value)
+    if text.upper() in INSTANCES:
+        return text.upper()
+    host = _rest_host(text.lower().removeprefix("https://").partition("/")[0])
+    written = re.fullmatch(r"([A-Z]{2})[ _-]?0?([0-9]{1,2})", text.upper())
+    wanted = f"{written[1]}-{int(written[2]):02}" if written else ""
+    close = [name for name in INSTANCES if name == wanted or INSTANCES[name] == host]
+    raise expected(what, hint=f"write {close[0]}" if close else "")
 
 
 def _zone(value: object) -> ZoneInfo:
@@ -193,11 +224,26 @@ def _zone(value: object) -> ZoneInfo:
         return ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):  # OSError: the name of a folder, or too long a one
         pass
+    raise expected(what, hint=_zone_hint(name))
+
+
+def _zone_hint(name: str) -> str:
+    """Return how to write the zone that is meant. An offset gets no proposal: IANA inverts its sign."""
     zones = {zone.lower(): zone for zone in sorted(zoneinfo.available_timezones())}
-    wanted = name.lower().replace(" ", "_")
-    close = [zone for lower, zone in zones.items() if wanted in (lower, lower.rpartition("/")[2])]
-    close = close or [zones[lower] for lower in difflib.get_close_matches(wanted, zones)]
-    raise expected(what, hint=f"did you mean {' or '.join(close[:3])}?" if close else "")
+    wanted = name.strip().lower().replace(" ", "_")
+    offset = re.search(r"[+-]\d", wanted)
+    close = [
+        zone for lower, zone in zones.items() if wanted == lower or (wanted == lower.rpartition("/")[2] and not offset)
+    ]
+    clock = wanted.removesuffix("_time").removesuffix("_standard").removesuffix("_daylight")
+    if not close and clock in _CITIES:
+        return f"write {_CITIES[clock]}, if the company's time is that city's"
+    if not close and len(wanted) >= _SHORTEST_TYPO and not offset and not wanted.endswith("_time"):
+        cities = {lower if "/" in wanted else lower.rpartition("/")[2]: zone for lower, zone in zones.items()}
+        close = [cities[lower] for lower in difflib.get_close_matches(wanted, cities, cutoff=0.8)]
+    if close:
+        return f"did you mean {' or '.join(close[:3])}?"
+    return "name a city with the company's time, such as America/New_York; offsets and abbreviations are not time zones"
 
 
 def _endpoint(value: object) -> str:
@@ -215,7 +261,8 @@ def _endpoint(value: object) -> str:
     if not _is_host(host) or (port and not 0 < int(port[1:]) < 1 << 16):
         raise expected(what)
     if _is_braze(host) and re.match(r"(dashboard|sdk)\b", host):
-        raise expected(what, hint=_rest_hint(host))
+        rest = _rest_host(host)
+        raise expected(what, hint=f"write https://{rest}" if rest else "the REST host begins with rest.")
     origin = f"{scheme}://{host}{port}"
     if "://" not in text or (url["path"] or "/") != "/":
         raise expected(what, hint=f"write {origin}")
@@ -228,8 +275,9 @@ def _key_file(value: object, info: _Info) -> object:
     """Return the path of a key file that holds a key now."""
     if info.context is None:
         return value
-    path = info.context.folder / _text("the path of a file with the API key")(value)
-    _key_from_file(path, info.context.budget.read)
+    text = _text("the path of a file with the API key")(value)
+    path = info.context.folder / text
+    _key_from_file(path, info.context.budget.read, looked_at=path.absolute() if _is_plainly_a_path(text) else None)
     return path
 
 
@@ -241,12 +289,18 @@ def _key_variable(value: object, info: _Info) -> object:
     variable = _text(what)(value)
     if not _VARIABLE.fullmatch(variable):
         raise expected(what)
+    if variable not in info.context.environ:
+        close = difflib.get_close_matches(variable, info.context.environ, n=1, cutoff=0.8)
+        hint = (
+            f"did you mean {close[0]}?" if close else "set it in the environment of this process, or use api_key_file"
+        )
+        raise expected(_KEY_VARIABLE, "one that is not set", hint)
     _key_from_variable(variable, info.context.environ)
     return variable
 
 
 class Campaign(BaseModel):
-    """One campaign to ask for."""
+    """One campaign to poll."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -255,7 +309,7 @@ class Campaign(BaseModel):
     )
     name: Annotated[str, _from_file(_text("a name"))] = Field(
         default_factory=lambda data: str(data.get("id", "")),
-        description="the label `campaign_name`; the id where it is left out",
+        description="the label `campaign_name`; default: the id",
     )
 
 
@@ -265,64 +319,64 @@ class Workspace(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     name: Annotated[str, _from_file(_text("a name of 1 to 128 printable characters", 128))] = Field(
-        description="the label `workspace`; no two have the same"
+        description="the label `workspace`, unique"
     )
     instance: Annotated[str | None, _from_file(_instance)] = Field(
-        default=None, description="the instance as Braze names it, or else `endpoint`"
+        default=None, description="the instance as Braze names it; or use `endpoint`"
     )
     endpoint: Annotated[str, _from_file(_endpoint)] = Field(
         default_factory=lambda data: f"https://{INSTANCES[data['instance']]}" if data.get("instance") else "",
-        description="the URL of the REST host, or else `instance`",
+        description="URL of the REST host; or use `instance`",
     )
     api_key_file: Annotated[Path | None, BeforeValidator(_key_file)] = Field(
-        default=None, description="a file with the API key, read again when it changes, or else `api_key_env`"
+        default=None, description="file with the API key, read again when it changes; or use `api_key_env`"
     )
     api_key_env: Annotated[str | None, BeforeValidator(_key_variable)] = Field(
-        default=None, description="an environment variable with the API key, or else `api_key_file`"
+        default=None, description="environment variable with the API key; or use `api_key_file`"
     )
     timezone: Annotated[ZoneInfo, _from_file(_zone)] = Field(
-        default=ZoneInfo("UTC"), description="the time zone of the company in Braze, where its days begin"
+        default=ZoneInfo("UTC"), description="time zone of the company in Braze, in which its days begin"
     )
     requests_per_minute: Annotated[int, _whole_number(1, 50_000)] = Field(
-        default=10_000, description="at most so many requests a minute"
+        default=10_000, description="maximum number of requests per minute"
     )
-    campaigns: Annotated[tuple[Campaign, ...], _from_file(_filled)] = Field(description="the campaigns to ask for")
+    campaigns: Annotated[tuple[Campaign, ...], _from_file(_filled)] = Field(description="the campaigns to poll")
 
 
 class Poll(BaseModel):
-    """When and how campaigns are asked; times are in seconds."""
+    """When and how campaigns are polled; times are in seconds."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     interval: Annotated[float, _duration("1s", "24h")] = Field(
-        default=seconds("5m"), description="how often each campaign is asked"
+        default=seconds("5m"), description="interval at which each campaign is polled"
     )
     timeout: Annotated[float, _duration("1s", "1h")] = Field(
-        default=seconds("30s"), description="how long one poll of one campaign may take, with its retries"
+        default=seconds("30s"), description="maximum time of one poll of one campaign, retries included"
     )
     stale_after: Annotated[float, _duration("1s", "1w")] = Field(
         default_factory=lambda data: STALE_INTERVALS * float(data["interval"]),
-        description=f"how long numbers stay without a success; {STALE_INTERVALS} intervals where it is left out",
+        description=f"maximum age of numbers without a successful poll; default: {STALE_INTERVALS} intervals",
     )
-    days: Annotated[int, _whole_number(2, 100)] = Field(default=3, description="how many days Braze is asked for")
+    days: Annotated[int, _whole_number(2, 100)] = Field(default=3, description="number of days requested from Braze")
     previous_day: Annotated[bool, _from_file(_flag)] = Field(
-        default=True, description="whether the day before the latest is exposed as well"
+        default=True, description="expose the day before the latest as well"
     )
     concurrency: Annotated[int, _whole_number(1, MOST_CONCURRENCY)] = Field(
-        default=32, description="at most so many requests at once for each workspace"
+        default=32, description="maximum number of requests in flight per workspace"
     )
 
 
 class Limits(BaseModel):
-    """How many of Braze's series are exposed at most."""
+    """Limits on the exposition of Braze's series."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     series: Annotated[int, _whole_number(1, 100_000_000)] = Field(
-        default=2_000_000, description="at most so many series of all campaigns together"
+        default=2_000_000, description="maximum number of series of all campaigns together"
     )
     series_per_campaign: Annotated[int, _whole_number(1, 10_000_000)] = Field(
-        default=10_000, description="at most so many series of one campaign"
+        default=10_000, description="maximum number of series of one campaign"
     )
 
 
@@ -331,9 +385,19 @@ class Config(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    poll: Poll = Field(default=Poll(), description="when and how campaigns are asked")
-    limits: Limits = Field(default=Limits(), description="what bounds the exposition")
+    poll: Poll = Field(default=Poll(), description="when and how campaigns are polled")
+    limits: Limits = Field(default=Limits(), description="limits on the exposition")
     workspaces: Annotated[tuple[Workspace, ...], _from_file(_filled)] = Field(description="the workspaces")
+    _remarks: tuple[str, ...] = PrivateAttr(default=())
+
+    def model_post_init(self, context: _Source | None, /) -> None:
+        """Keep what the file's text says beyond its values."""
+        self._remarks = context.remarks if context is not None else ()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Warnings about how the file is written."""
+        return self._remarks
 
 
 def load(path: Path, environ: Mapping[str, str], *, budget: Budget | None = None) -> Config:
@@ -344,12 +408,13 @@ def load(path: Path, environ: Mapping[str, str], *, budget: Budget | None = None
     """
     source = _Source(path.parent, environ, budget or Budget())
     document = _read(path, source.budget.read)
+    source = replace(source, remarks=tuple(_cut_names(document)))
     config = None
     findings = list(_check_between(document, source))
     try:
         config = Config.model_validate(document.value, context=source)
     except ValidationError as error:
-        findings += _findings(error.errors(include_url=False, include_input=False))
+        findings += _findings(error.errors(include_url=False, include_input=False), document)
     problems = sorted({*document.problems, *map(document.problem, findings)})
     if config is None or problems:  # raised out here: inside, the error would bring along pydantic's with the values
         raise ConfigError(f"{path}:{line}: {text}" for line, text in problems)
@@ -378,11 +443,11 @@ def settings() -> tuple[Setting, ...]:
 
 
 def warnings(config: Config, *, total_shards: int = 1) -> tuple[str, ...]:
-    """Return what is allowed but hardly meant: a host that is not Braze's, more campaigns than fit in the interval.
+    """Return warnings about what is valid but probably a mistake, such as more campaigns than fit in the interval.
 
     The campaigns are those of one of `total_shards`, which share the pace.
     """
-    found = []
+    found = list(config.remarks)
     of_shard, divided = (" of this shard", f" / {total_shards}") if total_shards > 1 else ("", "")
     for workspace in config.workspaces:
         host = urlsplit(workspace.endpoint).hostname or ""
@@ -392,7 +457,7 @@ def warnings(config: Config, *, total_shards: int = 1) -> tuple[str, ...]:
         if needed > config.poll.interval:
             found.append(
                 f"workspace {quoted(workspace.name)}: {len(workspace.campaigns)} campaigns{of_shard} at "
-                f"{workspace.requests_per_minute}{divided} requests a minute are each asked every "
+                f"{workspace.requests_per_minute}{divided} requests a minute are polled every "
                 f"{duration_text(needed)}, not every {duration_text(config.poll.interval)}; "
                 "raise requests_per_minute or interval"
             )
@@ -415,16 +480,23 @@ def _read(path: Path, read: Callable[[Path], bytes]) -> Document:
     raise ConfigError([problem])
 
 
-def _findings(errors: Iterable[ErrorDetails]) -> Iterator[Finding]:
-    """Yield what pydantic found, in our words."""
+def _findings(errors: Iterable[ErrorDetails], document: Document) -> Iterator[Finding]:
+    """Yield what pydantic found, in our words; of a list of bare ids only the first, with how many there are."""
+    bare: dict[Location, list[Location]] = {}
     for error in errors:
         kind, location = error["type"], error["loc"]
+        if kind == "model_type" and location[-2:-1] == ("campaigns",) and document.is_scalar(location):
+            bare.setdefault(location[:-1], []).append(location)
+            continue
         if kind == "default_factory_not_called":
             continue  # the setting that the default depends on is wrong, and reported
         if kind == "extra_forbidden":
             yield _unknown_key(location)
         else:
             yield finding(error)
+    for first, *others in bare.values():
+        got = document.describe(first) + (f", and {len(others)} more like it" if others else "")
+        yield Finding(first, "a mapping of keys to values", got, "write - id: before each id")
 
 
 def _unknown_key(location: Location) -> Finding:
@@ -439,7 +511,7 @@ def _unknown_key(location: Location) -> Finding:
 
 
 def _check_between(document: Document, source: _Source) -> Iterator[Finding]:
-    """Yield what is wrong between settings, as far as they are there and usable."""
+    """Yield contradictions between settings that are present and valid."""
     settings_by_name = _mapping(document.value)
     yield from _check_stale_after(_mapping(settings_by_name.get("poll")), source)
     workspaces = _mappings(("workspaces",), settings_by_name.get("workspaces"))
@@ -489,6 +561,17 @@ def _check_repeated(document: Document, items: Mapping[Location, Mapping[str, ob
             first[same] = document.line((*location, key))
 
 
+def _cut_names(document: Document) -> Iterator[str]:
+    """Yield a warning for each campaign's name that may have lost its end: in YAML ` #` begins a comment."""
+    for location, workspace in _mappings(("workspaces",), _mapping(document.value).get("workspaces")).items():
+        for campaign in _mappings((*location, "campaigns"), workspace.get("campaigns")):
+            if document.is_cut(name := (*campaign, "name")):
+                got = f"{document.describe(name)} and a comment"
+                yield document.problem(Finding(name, "a name in quotes", got, "without them a name ends before ` #`"))[
+                    1
+                ]
+
+
 def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
@@ -499,27 +582,36 @@ def _mappings(location: Location, value: object) -> dict[Location, Mapping[str, 
     return {(*location, index): item for index, item in enumerate(items) if isinstance(item, dict)}
 
 
-def _key_from_file(path: Path, read: Read) -> str:
+def _is_plainly_a_path(text: str) -> bool:
+    """Return whether `text` can be shown: it is written as a path, and is neither a key nor a URL with a password."""
+    key = re.search(r"[0-9a-f-]{24}|[\w+=-]{40}", text, re.IGNORECASE)
+    return ("/" in text or "." in text) and text.isprintable() and "@" not in text and "://" not in text and not key
+
+
+def _key_from_file(path: Path, read: Read, *, looked_at: Path | None = None) -> str:
     what = "a file with an API key"
     try:
         content = read(path, limit=_LONGEST_KEY + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = error.strerror if isinstance(error, OSError) else None
-        raise expected(what, f"one that cannot be read ({reason or 'not a path'})") from None
+        where = f" at {str(looked_at)!r}" if looked_at else ""
+        raise expected(what, f"one that cannot be read ({reason or 'not a path'}){where}") from None
     return _checked_key(content.decode("latin-1"), what)
 
 
 def _key_from_variable(variable: str, environ: Mapping[str, str]) -> str:
-    what = "an environment variable with an API key"
     if variable not in environ:
-        raise expected(what, got="one that is not set")
-    return _checked_key(environ[variable], what)
+        raise expected(_KEY_VARIABLE, "one that is not set")
+    return _checked_key(environ[variable], _KEY_VARIABLE)
 
 
 def _checked_key(text: str, what: str) -> str:
     key = text.strip()
     if not key:
         raise expected(what, got="an empty one")
+    for look, got, hint in _KEY_WITH_MORE:
+        if look.search(key):
+            raise expected(f"{what} and nothing else", got, hint)
     if len(key) > _LONGEST_KEY or not all("!" <= character <= "~" for character in key):
         raise expected(f"{what} of printable ASCII characters without blanks", "another content, which is not shown")
     return key
@@ -571,11 +663,11 @@ def _is_braze(host: str) -> bool:
     return host.endswith((".braze.com", ".braze.eu"))
 
 
-def _rest_hint(host: str) -> str:
-    """Return how to write the REST host that belongs to a host of the dashboard or of the SDKs."""
+def _rest_host(host: str) -> str:
+    """Return the REST host of the instance that a host of the dashboard, the SDKs or the API belongs to, or ""."""
     numbered = re.fullmatch(r"dashboard-(\d\d)\.braze\.(com|eu)", host)
     if numbered:
         rest = f"rest.{'iad' if numbered[2] == 'com' else 'fra'}-{numbered[1]}.braze.{numbered[2]}"
     else:
         rest = f"rest.{host.partition('.')[2]}"
-    return f"write https://{rest}" if rest in INSTANCES.values() else "the REST host begins with rest."
+    return rest if rest in INSTANCES.values() else ""

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import platform
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
-from exporter import __version__, config, logs
+from exporter import PORT, __version__, config, logs
 from exporter.shards import MOST_SHARDS
 from exporter.web.client_limits import ClientLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 SIMULATED_KEY = "simulated-braze-key"
 """The key of the simulated Braze where no other is given; it opens nothing else."""
 
 CAMPAIGNS = 12
-"""How many campaigns the simulated Braze has where nothing else is said."""
+"""The default number of campaigns of the simulated Braze."""
+
+DEFAULT_CONFIG = Path("config.yaml")
+"""The configuration file without the flag `--config.file`."""
+
+COMMANDS = ("demo", "simulate", "health", "check", "print")
+"""The commands that have a name."""
 
 
 def flag_parser(command: str) -> argparse.ArgumentParser:
     """Return the parser of a command's flags; the command that has no name serves."""
     parser = argparse.ArgumentParser(
         prog=f"braze-exporter {command}".strip(),
+        usage=None if command else _USAGE,
         description=_DESCRIPTIONS[command],
         epilog=_EPILOG if not command else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -38,35 +46,59 @@ def flag_parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
+def parsed(command: str, arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the flags of a command; wrong usage ends the process with status 2, its message on stderr."""
+    parser = flag_parser(command)
+    flags, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_suggestion(command, unknown, parser)}")
+    return flags
+
+
+def _suggestion(command: str, unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """Return what is probably meant by arguments that no command or flag has, as the end of a message, or ""."""
+    first = unknown[0]
+    flag = first.partition("=")[0]
+    known = sorted(set(re.findall(r"^  (--[a-z.-]+)", parser.format_help(), re.MULTILINE)), reverse=True)
+    named = [name for name in unknown if name in COMMANDS]
+    if named and not command:
+        return f"; a command comes before its flags: braze-exporter {named[0]} [FLAGS]"
+    if first.startswith("-"):
+        close = [name for name in known if name.startswith(f"{flag}.")] or difflib.get_close_matches(flag, known, n=1)
+    else:
+        close = [] if command else [f"the command {name}" for name in difflib.get_close_matches(first, COMMANDS, n=1)]
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
 def _serve_flags(parser: argparse.ArgumentParser) -> None:
     _add_config_flag(parser)
     parser.add_argument(
         "--config.check",
         dest="config_check",
         action="store_true",
-        help="check the configuration file, say everything that is wrong with it, and exit",
+        help="check the configuration file, report all errors in it and exit",
     )
     parser.add_argument(
         "--config.auto-reload-interval",
         dest="auto_reload_interval",
         type=_reload_interval,
         metavar="DURATION",
-        help="look so often whether the configuration file has changed, and load it again if so",
+        help="check the configuration file for changes at this interval and reload it",
     )
-    _add_listen_flag(parser, _address, "address to listen on, may be repeated (default: :10105, all addresses)")
+    _add_listen_flag(parser, _address, f"address to listen on, may be repeated (default: :{PORT}, all addresses)")
     _add_web_flags(parser)
     parser.add_argument(
         "--web.enable-lifecycle",
         dest="enable_lifecycle",
         action="store_true",
-        help="allow everybody who reaches the exporter to reload the configuration with POST /-/reload",
+        help="enable reloads by POST /-/reload, for everybody who can reach the exporter",
     )
     parser.add_argument(
         "--shard",
         type=_shard_number,
         default=0,
         metavar="NUMBER",
-        help="which of the shards this exporter is, counted from 0 (default: %(default)s)",
+        help="number of this exporter's shard, counted from 0 (default: %(default)s)",
     )
     parser.add_argument(
         "--total-shards",
@@ -74,15 +106,15 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
         type=_shard_count,
         default=1,
         metavar="NUMBER",
-        help="how many exporters share the campaigns, each with a part of them (default: %(default)s)",
+        help="number of shards; each exporter polls the campaigns of one (default: %(default)s)",
     )
     _add_page_and_log_flags(parser, level="info")
 
 
 def _demo_flags(parser: argparse.ArgumentParser) -> None:
-    _add_listen_flag(parser, _loopback_address, "loopback address to listen on (default: 127.0.0.1:10105)")
+    _add_listen_flag(parser, _loopback_address, f"loopback address to listen on (default: 127.0.0.1:{PORT})")
     parser.set_defaults(
-        default_listen_address=("127.0.0.1", 10105),
+        default_listen_address=("127.0.0.1", PORT),
         auto_reload_interval=None,
         enable_lifecycle=False,
         web_config_file=None,
@@ -100,19 +132,27 @@ def _simulate_flags(parser: argparse.ArgumentParser) -> None:
         "--web.listen-address",
         dest="listen_address",
         type=_loopback_address,
-        default=("127.0.0.1", 10106),
+        default=("127.0.0.1", PORT + 1),
         metavar="ADDRESS",
-        help="loopback address to listen on (default: 127.0.0.1:10106)",
-    )
-    parser.add_argument("--campaigns", type=_count, default=CAMPAIGNS, help="how many campaigns (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=1, help="the same seed makes the same numbers (default: %(default)s)"
+        help=f"loopback address to listen on (default: 127.0.0.1:{PORT + 1})",
     )
     parser.add_argument(
-        "--timezone", type=_zone, default=ZoneInfo("UTC"), metavar="ZONE", help="where its days begin (default: UTC)"
+        "--campaigns", type=_count, default=CAMPAIGNS, help="number of campaigns (default: %(default)s)"
     )
     parser.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help=f"holds the key to accept (default: the key {SIMULATED_KEY})"
+        "--seed",
+        type=int,
+        default=1,
+        help="seed of the numbers; the same seed gives the same numbers (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--timezone", type=_zone, default=ZoneInfo("UTC"), metavar="ZONE", help="time zone of its days (default: UTC)"
+    )
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help=f"file with the API key to accept (default: the key {SIMULATED_KEY})",
     )
     _add_newest_day_flag(parser)
 
@@ -123,7 +163,7 @@ def _add_web_flags(parser: argparse.ArgumentParser) -> None:
         dest="web_config_file",
         type=Path,
         metavar="FILE",
-        help="file with TLS, users and headers, in the form of the Prometheus exporter toolkit's web-config.yml",
+        help="file with TLS, users and headers, in the format of the Prometheus exporter toolkit's web-config.yml",
     )
     parser.add_argument(
         "--web.health.listen-address",
@@ -131,7 +171,7 @@ def _add_web_flags(parser: argparse.ArgumentParser) -> None:
         type=_address,
         action="append",
         metavar="ADDRESS",
-        help="another address, without TLS and users, that answers /-/healthy and /-/ready only, may be repeated",
+        help="address of a second server without TLS and users, only for /-/healthy and /-/ready, may be repeated",
     )
     parser.add_argument(
         "--web.max-connections",
@@ -139,12 +179,12 @@ def _add_web_flags(parser: argparse.ArgumentParser) -> None:
         type=_connections,
         default=_LIMITS.connections,
         metavar="NUMBER",
-        help="at most so many connections; when there are more the oldest without a request is closed"
+        help="maximum number of connections; above it the oldest idle one is closed, or else the slowest response"
         " (default: %(default)s)",
     )
     for flag, default, text in (
-        ("header", _LIMITS.header_timeout, "how long a connection may take for TLS and for its request"),
-        ("write", _LIMITS.write_timeout, "how long a client may take to receive an answer"),
+        ("header", _LIMITS.header_timeout, "maximum time for the TLS handshake and the request of a connection"),
+        ("write", _LIMITS.write_timeout, "maximum time for a client to receive a response"),
     ):
         parser.add_argument(
             f"--web.{flag}-timeout",
@@ -165,18 +205,18 @@ def _add_listen_flag(parser: argparse.ArgumentParser, kind: Callable[[str], tupl
         metavar="ADDRESS",
         help=text,
     )
-    parser.set_defaults(default_listen_address=("", 10105))
+    parser.set_defaults(default_listen_address=("", PORT))
 
 
 def _check_flags(parser: argparse.ArgumentParser) -> None:
     _add_config_flag(parser)
-    parser.add_argument("--json", action="store_true", help="report as JSON, for scripts")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON, for scripts")
 
 
 def _print_flags(parser: argparse.ArgumentParser) -> None:
     _add_config_flag(parser)
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="file to replace, at once and as a whole (default: stdout)"
+        "--output", type=Path, metavar="FILE", help="file to write, replaced atomically (default: stdout)"
     )
     _add_log_flags(parser, level="error")
 
@@ -186,7 +226,7 @@ def _add_config_flag(parser: argparse.ArgumentParser) -> None:
         "--config.file",
         dest="config_file",
         type=Path,
-        default=Path("config.yaml"),
+        default=DEFAULT_CONFIG,
         metavar="FILE",
         help="configuration file (default: %(default)s)",
     )
@@ -199,7 +239,7 @@ def _add_page_and_log_flags(parser: argparse.ArgumentParser, level: str) -> None
         type=_telemetry_path,
         default="/metrics",
         metavar="PATH",
-        help="where the metrics are (default: %(default)s)",
+        help="path of the metrics (default: %(default)s)",
     )
     _add_log_flags(parser, level)
 
@@ -210,14 +250,14 @@ def _add_log_flags(parser: argparse.ArgumentParser, level: str) -> None:
         dest="log_level",
         choices=logs.LEVELS,
         default=level,
-        help="what is logged (default: %(default)s)",
+        help="lowest level that is logged (default: %(default)s)",
     )
     parser.add_argument(
         "--log.format",
         dest="log_format",
         choices=logs.FORMATS,
         default="logfmt",
-        help="how it is logged (default: %(default)s)",
+        help="format of log lines (default: %(default)s)",
     )
 
 
@@ -226,7 +266,8 @@ def _add_newest_day_flag(parser: argparse.ArgumentParser) -> None:
         "--newest-day",
         choices=("today", "yesterday"),
         default="today",
-        help="whether answers hold the running day, which Braze does not document (default: %(default)s)",
+        help="newest day in responses: the current day, or the day before, as Braze documents neither"
+        " (default: %(default)s)",
     )
 
 
@@ -322,17 +363,21 @@ _FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
 _DESCRIPTIONS = {
     "": "Polls Braze's campaign analytics and serves the latest days' counts as Prometheus metrics.",
     "demo": "Runs the exporter against a simulated Braze: no account, no configuration file, nothing but loopback.",
-    "simulate": "Runs a simulated Braze alone, and prints a configuration that polls it.",
-    "check": "Asks Braze for each campaign, and says what works, what does not and what to do about it.",
-    "print": "Polls each campaign once and prints the metrics of workspaces and campaigns, or writes them to a file.",
+    "simulate": "Runs a simulated Braze alone and prints a configuration that polls it.",
+    "check": "Polls every campaign once and reports what works, what fails and how to fix it.",
+    "print": "Polls every campaign once and prints the metrics of workspaces and campaigns, or writes them to a file.",
 }
+
+_USAGE = f"""braze-exporter [FLAGS]
+       braze-exporter {{{",".join(COMMANDS)}}} [FLAGS]
+       braze-exporter --help"""
 
 _EPILOG = """\
 commands:
   demo        run the exporter against a simulated Braze
   simulate    run the simulated Braze alone
-  health      ask a running exporter whether it is healthy
-  check       ask Braze for each campaign, and say what works and what to do
-  print       poll once, and print the metrics or write them to a file
+  health      query a running exporter's health
+  check       poll every campaign once and report what works, what fails and how to fix it
+  print       poll every campaign once and print the metrics, or write them to a file
 
 `braze-exporter COMMAND --help` shows the flags of a command."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Requests: TypeAlias = "SimpleQueue[Future[str | None] | None]"
-"""Requests for a reload: each a future of what is wrong, as `Configuration.reload` returns it, or None as of a signal.
+"""Requests for a reload: each a future of what is wrong, as `CurrentConfig.reload` returns it, or None as of a signal.
 
 A signal's handler may put one at any time: unlike an event, this queue is safe in a handler that interrupts itself.
 """
@@ -33,7 +33,7 @@ A signal's handler may put one at any time: unlike an event, this queue is safe 
 _SECOND_LOOK = 1.0  # seconds after a look that found a change, to see whether the file is complete
 
 
-class Configuration:
+class CurrentConfig:
     """What is in force, and how the last reload went; the load at the start counts as the first.
 
     `read` returns the file's configuration as it is now, as far as it is this shard's, `apply` brings one into force;
@@ -97,7 +97,7 @@ class Reloads:
 
     def __init__(
         self,
-        configuration: Configuration,
+        configuration: CurrentConfig,
         requests: Requests,
         *,
         watch: Watch | None = None,

@@ -41,7 +41,7 @@ def read_document(path: Path, read: Callable[[Path], bytes] = files.read) -> "Do
         SyntaxProblemError: it cannot be read, or is no YAML, or more than one document of it.
 
     """
-    return Document(_compose(path, read))
+    return Document(*_compose(path, read))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +106,10 @@ class Document:
     are pairs of a line and a text.
     """
 
-    def __init__(self, root: yaml.Node | None) -> None:
+    def __init__(self, root: yaml.Node | None, lines: list[str]) -> None:
         self.problems: list[tuple[int, str]] = []
         self._root = root
+        self._lines = lines
         self._hidden = _secret_nodes(root)
         self._top = _Place("", 1 if root is None else _line(root))
         self._entries: dict[int, dict[str, tuple[yaml.Node, yaml.Node]]] = {}
@@ -131,6 +132,18 @@ class Document:
     def describe(self, location: Location) -> str:
         """Return what stands at `location`, as far as it may be shown."""
         return self._describe(self._find(location)[1])
+
+    def is_scalar(self, location: Location) -> bool:
+        """Return whether a text, number or boolean stands at `location`, neither a list nor a mapping."""
+        return isinstance(self._find(location)[1], yaml.ScalarNode)
+
+    def is_cut(self, location: Location) -> bool:
+        """Return whether a text without quotes stands at `location` and a comment after it, which may belong to it."""
+        node = self._find(location)[1]
+        if not isinstance(node, yaml.ScalarNode) or node.style in {"'", '"', "|", ">"}:
+            return False
+        end = node.end_mark
+        return any(re.match(r"\s+#", line[end.column :]) for line in self._lines[end.line : end.line + 1])
 
     def _find(self, location: Location) -> tuple[_Place, yaml.Node | None]:
         place, node = self._top, self._root
@@ -257,12 +270,13 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
 
 
-def _compose(path: Path, read: Callable[[Path], bytes]) -> yaml.Node | None:
+def _compose(path: Path, read: Callable[[Path], bytes]) -> tuple[yaml.Node | None, list[str]]:
+    """Return the root node and the lines of the file."""
     try:
         text = read(path).decode("utf-8-sig")
         loader = _Loader(text)
         try:
-            return loader.get_single_node()
+            return loader.get_single_node(), text.splitlines()
         finally:
             loader.dispose()
     except OSError as error:
@@ -291,6 +305,8 @@ def _syntax_problem(error: yaml.MarkedYAMLError, lines: list[str]) -> str:
         parts.append(f"{_without_quotes(error.context)} in line {error.context_mark.line + 1}")
     if re.match(r" *\t", "".join(lines[line - 1 : line])):
         parts.append("indent with spaces, not with tabs")
+    if re.match(r"[ -]*\w+: +[^'\"\[{|>\s].*:(\s|$)", "".join(lines[line - 1 : line])):
+        parts.append("put the name in quotes, as any text with `: ` in it")
     return f":{line}: expected YAML, got a syntax error: {'; '.join(parts)}"
 
 

@@ -46,6 +46,20 @@ def test_missing_file(flags: tuple[str, ...], refused: int, tmp_path: Path, run:
     assert errors == f"{file}: expected a file that can be read, got 'No such file or directory'\n"
 
 
+@pytest.mark.parametrize("arguments", [(), ("--config.check",), ("check",), ("print",)])
+def test_no_configuration_at_all(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """Without a file and without the flag that names one, the ways to begin are named."""
+    monkeypatch.chdir(tmp_path)
+
+    status, output, errors = run(*arguments)
+
+    assert (status, output) == (1 if arguments else 78, "")
+    assert errors.startswith("config.yaml: expected a file that can be read, got 'No such file or directory'\n")
+    assert {"--config.file", "config.example.yaml", "demo"} <= {*re.findall(r"[\w.-]+\w", errors)}
+
+
 @REFUSED
 def test_bad_file(flags: tuple[str, ...], refused: int, tmp_path: Path, run: Run) -> None:
     """A configuration with errors is all its problems, a line each, and the same status."""

@@ -39,7 +39,7 @@ def problems(folder: Path, text: str | bytes) -> list[str]:
     """Return what is wrong with `text` as the configuration file `config.yaml`; raise where nothing is."""
     with pytest.raises(ConfigError) as caught:
         load(folder, text)
-    return [problem.removeprefix(f"{folder}/") for problem in caught.value.problems]
+    return [problem.replace(f"{folder}/", "").replace(str(folder), ".") for problem in caught.value.problems]
 
 
 def workspace(*, api_key_file: Path | None = None, api_key_env: str | None = None, campaigns: int = 1) -> Workspace:
@@ -270,6 +270,25 @@ def test_example_loads(tmp_path: Path) -> None:
     assert (loaded.poll, loaded.limits) == (Poll(), config.Limits())
 
 
+EXAMPLES = (
+    "config.example.yaml",
+    "README.md",
+    "deploy/systemd/config.yaml",
+    "deploy/compose/config.yaml",
+    "deploy/kubernetes/base/config.yaml",
+    "deploy/helm/braze-exporter/README.md",
+    "deploy/helm/braze-exporter/values.yaml",
+)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_quote_names(name: str) -> None:
+    """Who copies an example and writes another name into it cannot lose what comes after a colon or ` #`."""
+    names = re.findall(r"\bid: \S+.*\n +name: (.)", (ROOT / name).read_text(encoding="utf-8"))
+
+    assert {*names} == {'"'}
+
+
 def test_read_api_key(tmp_path: Path) -> None:
     """A key is read as it stands at the time, without white space around it."""
     path = tmp_path / "key"
@@ -300,6 +319,47 @@ def test_unusable_api_key(key: str | None, got: str) -> None:
     assert str(caught.value).endswith(f", got {got}")
     assert MARKER not in "".join(traceback.format_exception(caught.value))
     assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (f'"{MARKER}"', "got one in quotes; leave the quotes out"),
+        (f"'{MARKER}'", "got one in quotes; leave the quotes out"),
+        (f"BRAZE_API_KEY={MARKER}", "got one that begins with `NAME=`; write the key alone"),
+        (f'export KEY="{MARKER}"', "got one that begins with `NAME=`; write the key alone"),
+        (f"Bearer {MARKER}", "got one that begins with `Bearer `; write the key alone"),
+        (f"\ufeff{MARKER}", "got a byte order mark; save it as ASCII, without the mark"),
+        (f"{MARKER}\n{MARKER}\n", "got several lines; write the key alone, in one line"),
+    ],
+)
+def test_a_key_with_more_than_itself(key: str, said: str, tmp_path: Path) -> None:
+    """What was stored beside a key is said, in a file and in a variable, and nothing of the key."""
+    for setting in ("api_key_file: key.txt", "api_key_env: KEY"):
+        (tmp_path / "key.txt").write_text(key, encoding="utf-8")
+        text = f"workspaces: [{{name: a, instance: US-01, {setting}, campaigns: [{{id: {UUID}}}]}}]"
+        with pytest.raises(ConfigError) as caught:
+            load(tmp_path, text, {"KEY": key})
+
+        (problem,) = caught.value.problems
+        assert problem.endswith(f" with an API key and nothing else, {said}")
+        assert MARKER not in problem
+
+
+def test_a_key_that_ends_with_an_equals_sign() -> None:
+    """Keys of an alphabet with `=` at the end are keys."""
+    assert config.read_api_key(workspace(api_key_env="KEY"), {"KEY": "MDEyMw=="}) == "MDEyMw=="
+
+
+def test_many_bare_ids_are_one_problem(tmp_path: Path) -> None:
+    """A list of ids without `id:` is one error, however long it is."""
+    ids = "".join(f"      - 00000000-0000-4000-8000-{number:012}\n" for number in range(500))
+    text = f"workspaces:\n  - name: a\n    instance: US-01\n    api_key_env: BRAZE_API_KEY\n    campaigns:\n{ids}"
+
+    (problem,) = problems(tmp_path, text)
+    assert problem.endswith(
+        "got '00000000-0000-4000-8000-000000000000', and 499 more like it; write - id: before each id"
+    )
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,16 @@ def test_help(run: Run) -> None:
         ("--unknown", "unrecognized arguments: --unknown"),
         ("--config.fil=x", "unrecognized arguments: --config.fil=x"),
         ("--config.file", "expected one argument"),
-        ("dmeo", "unrecognized arguments: dmeo"),
-        ("--config.check demo", "unrecognized arguments: demo"),
+        ("--config x", "unrecognized arguments: --config x; did you mean --config.file or --config.check or "),
+        ("--log.levl=debug", "unrecognized arguments: --log.levl=debug; did you mean --log.level?"),
+        ("dmeo", "unrecognized arguments: dmeo; did you mean the command demo?"),
+        ("chek", "unrecognized arguments: chek; did you mean the command check?"),
+        ("helth --url=x", "did you mean the command health?"),
+        ("xyz", "unrecognized arguments: xyz"),
+        ("check chek", "unrecognized arguments: chek"),
+        ("check --jsn", "unrecognized arguments: --jsn; did you mean --json?"),
+        ("--config.file=x check --json", "; a command comes before its flags: braze-exporter check [FLAGS]"),
+        ("--config.check demo", "unrecognized arguments: demo; a command comes before its flags: "),
         ("demo --config.file=x", "unrecognized arguments: --config.file=x"),
         ("--log.level=trace", "invalid choice: 'trace'"),
         ("--log.level=INFO", "invalid choice: 'INFO'"),
@@ -122,6 +130,7 @@ def test_wrong_usage(arguments: str, expected: str, run: Run) -> None:
     assert (status, output) == (2, "")
     assert errors.startswith("usage: braze-exporter")
     assert expected in errors.splitlines()[-1]
+    assert arguments.startswith(("demo", "simulate", "check ")) or "{demo,simulate,health,check,print}" in errors
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from exporter.metrics import LATEST_DAY, Family, Row, status_families, workspace
 from exporter.polled import DATA_SERIES, FAMILIES, POLLED, Polled
 from exporter.poller import Poller
 from exporter.publisher import Publisher
-from exporter.reload import Configuration
+from exporter.reload import CurrentConfig
 from exporter.shards import WHOLE
 from exporter.state import CampaignState, WorkspaceState, system_clock
 from exporter.web.pages import landing_page
@@ -263,7 +263,7 @@ def test_the_overview_has_it(braze: BrazeServer) -> None:
             run.poller.workspaces,
             campaigns,
             {state.key: run.exposition.shown(state.key) for state in campaigns},
-            Configuration(run.config, shard=WHOLE, read=lambda: run.config, apply=lambda *_: None, wall=lambda: 0.0),
+            CurrentConfig(run.config, shard=WHOLE, read=lambda: run.config, apply=lambda *_: None, wall=lambda: 0.0),
             telemetry_path="/metrics",
             now=system_clock().wall(),
         )

@@ -18,7 +18,7 @@ from exporter.config import Campaign, Config, ConfigError, Limits, Poll, Workspa
 from exporter.exposition import Exposition, Format
 from exporter.poller import Poller
 from exporter.publisher import Publisher
-from exporter.reload import Changes, Configuration, Reloads, Requests, compare, pause_before_look
+from exporter.reload import Changes, CurrentConfig, Reloads, Requests, compare, pause_before_look
 from exporter.shards import WHOLE
 from exporter.simulator.server import Cut, Hang, Latency, Simulator, Status
 from exporter.state import CampaignState, Clock
@@ -112,9 +112,9 @@ class Clockwork:
             raise self.refusal
         self.applied += 1
 
-    def configuration(self) -> Configuration:
+    def configuration(self) -> CurrentConfig:
         """Return the configuration in force."""
-        return Configuration(self.read(), shard=WHOLE, read=self.read, apply=self.apply, wall=lambda: self.now)
+        return CurrentConfig(self.read(), shard=WHOLE, read=self.read, apply=self.apply, wall=lambda: self.now)
 
 
 @pytest.mark.parametrize("where", ["loaded", "refusal"])
@@ -202,7 +202,7 @@ class Gate:
 
     def reloads(self, requests: Requests, watch: Watch | None = None, interval: float | None = None) -> Reloads:
         """Return reloads that go through the gate, started."""
-        configuration = Configuration(
+        configuration = CurrentConfig(
             with_main(), shard=WHOLE, read=self.read, apply=self.clockwork.apply, wall=lambda: 0.0
         )
         reloads = Reloads(configuration, requests, watch=watch, interval=interval, fatal=self.crashes.append)
@@ -330,7 +330,7 @@ def test_a_file_that_hangs(tmp_path: Path, volume: Volume, caplog: pytest.LogCap
     def read() -> Config:
         return config.load(file, {"KEY": KEY}, budget=Budget(0.05, files=reader))
 
-    configuration = Configuration(with_main(), shard=WHOLE, read=read, apply=lambda *_: None, wall=time.time)
+    configuration = CurrentConfig(with_main(), shard=WHOLE, read=read, apply=lambda *_: None, wall=time.time)
     reloads = Reloads(configuration, SimpleQueue(), fatal=lambda error: pytest.fail(repr(error)))
     reloads.start()
     volume.hung = {file}
@@ -351,7 +351,7 @@ class Running:
     folder: Path
     poller: Poller
     exposition: Exposition
-    configuration: Configuration
+    configuration: CurrentConfig
     crashes: list[BaseException]
 
     def change(self, text: str) -> None:
@@ -395,7 +395,7 @@ def running(folder: Path, text: str, *, ready: bool = True) -> Iterator[Running]
     crashes: list[BaseException] = []
     clock = Clock(time.time, time.monotonic)
     poller = Poller(loaded, environ={"KEY": KEY}, clock=clock, publisher=publisher, fatal=crashes.append)
-    configuration = Configuration(
+    configuration = CurrentConfig(
         loaded,
         shard=WHOLE,
         read=lambda: config.load(folder / "config.yaml", {"KEY": KEY}),

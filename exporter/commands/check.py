@@ -1,4 +1,4 @@
-"""`braze-exporter check`: asks Braze for every campaign, and says what works, what does not and what to do.
+"""`braze-exporter check`: polls every campaign once and reports what works, what fails and how to fix it.
 
 Config ─ ask ─► Checked, one of each workspace ─► findings ─┬─ lines ───► for people
                                                             └─ as_json ─► for scripts
@@ -6,8 +6,13 @@ Config ─ ask ─► Checked, one of each workspace ─► findings ─┬─ l
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import sys
 import textwrap
 import threading
+import time
 import unicodedata
 from collections import deque
 from dataclasses import dataclass
@@ -17,16 +22,20 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
+from exporter import config as configuration
 from exporter.advice import ADVICE
 from exporter.braze.client import Client
 from exporter.braze.data_series import EXAMPLES, SAMPLES
 from exporter.braze.errors import BrazeError, Reason
 from exporter.braze.rate_limiter import Permit
-from exporter.config import INSTANCES
+from exporter.commands.progress import Progress
+from exporter.config import INSTANCES, ConfigError, is_loopback
 from exporter.polled import DATA_SERIES
-from exporter.state import Failure
+from exporter.state import Failure, system_clock
+from exporter.system.command import print_lines
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import date
 
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
     from exporter.braze.data_series import DataSeries
     from exporter.config import Campaign, Config, Poll, Workspace
     from exporter.state import Clock
+    from exporter.system.command import Surroundings
 
 _WHOLE_WORKSPACE = {
     Reason.UNAUTHORIZED,
@@ -45,8 +55,9 @@ _WHOLE_WORKSPACE = {
     Reason.TIMEOUT,
     Reason.REDIRECT,
 }
-"""Failures that have their cause in the workspace's settings or in the way to Braze, rarely in one campaign."""
+"""Failures whose cause is in the workspace's settings or in the network, rarely in one campaign."""
 
+_ALIKE = 3  # campaigns that fail alike have a line each up to so many; of more so many are examples
 _GIVE_UP = 10  # failures of the whole workspace in a row
 _LOOK = 0.1  # seconds between two looks at how far it is
 _LONGEST_NAME = 40
@@ -72,7 +83,7 @@ _ZONES = (
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one campaign: an answer or a failure, neither where it was not asked."""
+    """Result of one campaign: a response or a failure, neither where it was not polled."""
 
     campaign: Campaign
     answer: DataSeries | None = None
@@ -81,7 +92,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What came of a workspace's campaigns, in the order of the configuration; times are Unix seconds."""
+    """Results of a workspace's campaigns, in the order of the configuration; times are Unix seconds."""
 
     workspace: Workspace
     outcomes: tuple[Outcome, ...]
@@ -92,17 +103,45 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that works (`ok`), does not, or is only worth knowing (None), and what to do about it."""
+    """One thing that works (`ok`), fails, or is a note (None), and advice about it."""
 
     ok: bool | None
     text: str
     advice: tuple[str, ...] = ()
 
 
+def check(flags: argparse.Namespace, _: Surroundings) -> int:
+    """Run the command and return its exit status: 0 where everything works. Raises ConfigError."""
+    logging.getLogger().addHandler(logging.NullHandler())  # the report says it all
+    try:
+        loaded = configuration.load(flags.config_file, os.environ)
+        progress = Progress(sys.stderr, time.monotonic)
+        try:
+            checks = ask(loaded, environ=os.environ, clock=system_clock(), progress=progress.show)
+        finally:
+            progress.clear()
+    except ConfigError as error:
+        if flags.json:
+            print_lines([_json({"ok": False, "problems": error.problems, "warnings": [], "workspaces": []})])
+        raise
+    report = as_json(checks, os.environ)
+    warnings = configuration.warnings(loaded)
+    if flags.json:
+        print_lines([_json({"problems": [], "warnings": warnings, **report})])
+    else:
+        remarks = (f"{flags.config_file}: warning: {warning}" for warning in warnings)
+        print_lines([*remarks, *lines(checks, os.environ)])
+    return 0 if report["ok"] else 1
+
+
+def _json(report: dict[str, object]) -> str:
+    return json.dumps(report, indent=2)
+
+
 def ask(
     config: Config, *, environ: Mapping[str, str], clock: Clock, progress: Callable[[int, int], None]
 ) -> tuple[Checked, ...]:
-    """Ask for one campaign of each workspace and then, unless that shows why none would work, for all others.
+    """Poll one campaign of each workspace and then, unless its failure concerns all of them, the others.
 
     `progress` is called now and then with how many campaigns are done and how many there are.
 
@@ -121,7 +160,7 @@ def ask(
 
 
 class _Asking:
-    """One workspace's campaigns on their way, by as many threads as there may be requests."""
+    """One workspace's campaigns while they are polled, with as many threads as requests may be in flight."""
 
     def __init__(self, workspace: Workspace, poll: Poll, environ: Mapping[str, str], clock: Clock) -> None:
         self._workspace = workspace
@@ -162,7 +201,7 @@ class _Asking:
         )
 
     def _work(self, threads: int, progress: Callable[[int], None], campaigns: int | None = None) -> None:
-        """Ask so many campaigns, or all that are left, and wait."""
+        """Poll this number of campaigns, or all that are left, and wait for them."""
         waiting = deque(self._waiting.popleft() for _ in range(campaigns or len(self._waiting)))
         running = [
             threading.Thread(target=self._run, args=(waiting,), name=f"check {number}", daemon=True)
@@ -210,7 +249,7 @@ class _Asking:
 
 
 def findings(checked: Checked, environ: Mapping[str, str]) -> tuple[Finding, ...]:
-    """Return what a workspace's outcomes say of it as a whole. Pure."""
+    """Return the findings about a workspace as a whole. Pure."""
     failures = [outcome.failure for outcome in checked.outcomes if outcome.failure is not None]
     answers = [outcome.answer for outcome in checked.outcomes if outcome.answer is not None]
     found: list[Finding] = []
@@ -219,22 +258,22 @@ def findings(checked: Checked, environ: Mapping[str, str]) -> tuple[Finding, ...
         found.extend(_newest_day(answers, checked))
     for reason in dict.fromkeys(failure.reason for failure in failures):
         details = dict.fromkeys(failure.detail for failure in failures if failure.reason is reason)
-        of_one = next(iter(details)) if len(details) == 1 else f"{len(details)} different answers, see below"
+        of_one = next(iter(details)) if len(details) == 1 else f"{len(details)} different responses, see above"
         count = sum(failure.reason is reason for failure in failures)
         text = f"{_counted(count)}: {_words(reason)}: {of_one}"
         found.append(Finding(ok=False, text=text, advice=tuple(_advice(reason, checked, environ))))
     left = len(checked.outcomes) - len(failures) - len(answers)
     if left:
-        found.append(Finding(ok=False, text=f"{_counted(left)} not asked, as the same would come of it"))
+        found.append(Finding(ok=False, text=f"{_counted(left)} skipped: the same failure is expected"))
     skipped = [answer for answer in answers if answer.skipped]
     if skipped:
         text = (
             f"{_counted(len(skipped))} with parts that are not of the documented form, such as {skipped[0].skipped[0]}"
         )
-        found.append(Finding(ok=None, text=text, advice=("The rest of them is served. Please report it.",)))
+        found.append(Finding(ok=None, text=text, advice=("The rest is exposed. Please report it.",)))
     no_numbers = dict.fromkeys(name for answer in answers for name in answer.no_numbers)
     if no_numbers:
-        text = f"statistics that are no numbers, and so are left out: {', '.join([*no_numbers][:EXAMPLES])}"
+        text = f"statistics that are no numbers and are skipped: {', '.join([*no_numbers][:EXAMPLES])}"
         found.append(Finding(ok=None, text=text, advice=("Braze documents them as numbers. Please report it.",)))
     found.extend(_rate_limit(checked.statistics))
     return tuple(found)
@@ -249,13 +288,13 @@ def lines(checks: Sequence[Checked], environ: Mapping[str, str]) -> Iterator[str
     """Yield the report for people. Pure."""
     for checked in checks:
         yield f"Workspace {_shown(checked.workspace.name)} at {_where(checked.workspace)}"
+        yield from _table([outcome for outcome in checked.outcomes if _is_asked(outcome)])
+        yield ""
         for finding in findings(checked, environ):
             mark = {True: "ok", False: "FAILED", None: "note"}[finding.ok]
             yield f"  {mark:8}{finding.text}"
             for advice in finding.advice:
                 yield from textwrap.wrap(advice, _LINE, initial_indent=_INDENT, subsequent_indent=f"{_INDENT}  ")
-        yield ""
-        yield from _table([outcome for outcome in checked.outcomes if _is_asked(outcome)])
         yield ""
     outcomes = [outcome for checked in checks for outcome in checked.outcomes]
     well = sum(outcome.answer is not None for outcome in outcomes)
@@ -313,7 +352,7 @@ def _newest_day(answers: Sequence[DataSeries], checked: Checked) -> Iterator[Fin
     newest = _newest(answers)
     zone = checked.workspace.timezone
     if newest is None:
-        yield Finding(ok=None, text="no campaign has any day, so nothing is known of the time zone")
+        yield Finding(ok=None, text="no campaign has any day, so the time zone cannot be verified")
         return
     # The answers came around a midnight, perhaps.
     days = [datetime.fromtimestamp(moment, zone).date() for moment in (checked.began_at, checked.ended_at)]
@@ -335,7 +374,7 @@ def _newest_day(answers: Sequence[DataSeries], checked: Checked) -> Iterator[Fin
             ok=None,
             text=f"the newest day is {newest}, yesterday in {zone.key}",
             advice=(
-                "Either Braze's answers do not hold the running day, which is all right: both days are complete then;",
+                "Either Braze's responses end with yesterday, which is all right: both days are complete then;",
                 f"or timezone lies east of the zone in which Braze counts: now {fitting}.",
                 "Check again at another time of the day: in the right zone the day changes at midnight.",
             ),
@@ -378,22 +417,22 @@ def _advice(reason: Reason, checked: Checked, environ: Mapping[str, str]) -> Ite
     yield f"{_sentence(cause)} What to do: {remedy}."
     match reason:
         case Reason.UNAUTHORIZED:
-            yield f"The key is read from {_key_source(workspace)}. Only its own instance takes a good key."
-            yield from _hosts()
+            yield f"The key is read from {_key_source(workspace)}. Only its own instance accepts a valid key."
+            yield from _hosts(checked)
         case Reason.FORBIDDEN:
-            yield "The address that Braze sees may be that of a proxy or a gateway and not this machine's own."
+            yield "Braze may see the address of a proxy or a gateway, not this machine's own."
         case Reason.BAD_REQUEST:
-            yield "The API identifier stands on the campaign's details page. Canvases have such identifiers, too."
+            yield "The API identifier is on the campaign's details page. Canvases have such identifiers, too."
             if not any(outcome.answer is not None for outcome in checked.outcomes):
-                yield "As it is so for every campaign, the key is perhaps that of another workspace."
+                yield "As no campaign works, the key is perhaps that of another workspace."
         case Reason.NOT_FOUND | Reason.REDIRECT | Reason.BAD_PAYLOAD:
             yield from _proxies(environ)
-            yield from _hosts()
+            yield from _hosts(checked)
         case Reason.CONNECTION:
             host = urlsplit(workspace.endpoint).hostname
             yield f"Does the name {host} have an address here, and may this machine connect to it?"
             yield from _proxies(environ)
-            yield from _hosts()
+            yield from _hosts(checked)
         case Reason.TLS:
             names = [name for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if environ.get(name)]
             yield f"The CA bundle in use is that of {names[0]}." if names else "No variable names a CA bundle."
@@ -410,8 +449,11 @@ def _key_source(workspace: Workspace) -> str:
     return f"the variable {workspace.api_key_env}"
 
 
-def _hosts() -> Iterator[str]:
-    yield f"Braze's instances: {', '.join(f'{name} {host}' for name, host in INSTANCES.items())}."
+def _hosts(checked: Checked) -> Iterator[str]:
+    """Name Braze's instances, unless one of them has answered for a campaign or a simulator is polled."""
+    host = urlsplit(checked.workspace.endpoint).hostname or ""
+    if not is_loopback(host) and not any(outcome.answer is not None for outcome in checked.outcomes):
+        yield f"Braze's instances: {', '.join(f'{name} {host}' for name, host in INSTANCES.items())}."
 
 
 def _proxies(environ: Mapping[str, str]) -> Iterator[str]:
@@ -431,8 +473,19 @@ def _where(workspace: Workspace) -> str:
 
 
 def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Yield a line for each campaign, the failed ones first."""
-    rows = sorted(map(_row, outcomes), key=lambda row: row[0])  # in ASCII capital letters come first
+    """Yield a line for each campaign, the failed ones first; many that fail alike are one line, before all others."""
+    alike: dict[Failure | None, list[Outcome]] = {}
+    for outcome in outcomes:
+        alike.setdefault(outcome.failure, []).append(outcome)
+    single = alike.pop(None, [])
+    for failure, failed in alike.items():
+        if len(failed) <= _ALIKE:
+            single += failed
+        elif failure is not None:
+            examples = ", ".join(f"{_name(outcome)} ({outcome.campaign.id})" for outcome in failed[:_ALIKE])
+            text = f"{_counted(len(failed))}: {_words(failure.reason)}: {failure.detail}; for example {examples}"
+            yield from textwrap.wrap(text, _LINE, initial_indent="  FAILED  ", subsequent_indent=_INDENT)
+    rows = sorted(map(_row, single), key=lambda row: row[0])  # in ASCII capital letters come first
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)][:-1]
     for *cells, last in rows:
         padded = (cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True))
@@ -444,13 +497,17 @@ def _is_asked(outcome: Outcome) -> bool:
 
 
 def _row(outcome: Outcome) -> tuple[str, str, str, str]:
-    name = _shown(outcome.campaign.name)
-    name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    name = _name(outcome)
     if outcome.failure is not None:
         return "FAILED", name, outcome.campaign.id, f"{_words(outcome.failure.reason)}: {outcome.failure.detail}"
     if (day := outcome.answer.latest if outcome.answer else None) is None:
-        return "ok", name, outcome.campaign.id, "no days: Braze knows none of it"
+        return "ok", name, outcome.campaign.id, "no days: Braze has no numbers of it"
     return "ok", name, outcome.campaign.id, f"newest day {day.date}, rows: {len(day.variations)}"
+
+
+def _name(outcome: Outcome) -> str:
+    name = _shown(outcome.campaign.name)
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _shown(text: str) -> str:

@@ -1,4 +1,4 @@
-"""`braze-exporter health`: asks a running exporter whether it is healthy, for a container's health check.
+"""`braze-exporter health`: queries a running exporter's health, for a container's health check.
 
 It runs every few seconds, so it loads nothing of the exporter, only what it needs of the standard library.
 """
@@ -16,18 +16,20 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from exporter import __version__
+from exporter import PORT, __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from urllib.parse import SplitResult
 
+_DEFAULT_URL = f"http://127.0.0.1:{PORT}/-/healthy"
+
 TIMEOUT = 3.0
-"""Seconds for everything, from the look-up of the name to the status of the answer."""
+"""Seconds for the whole request, from name resolution to the status code."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; return the exit status: 0 when the answer is 200, else 1."""
+    """Run the command; return the exit status: 0 after a response with status 200, else 1."""
     url = urlsplit(_parser().parse_args(arguments).url)
     trouble = _trouble(url, TIMEOUT)
     if trouble is None:
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="braze-exporter health",
-        description="Asks a running exporter whether it is healthy. The exit status is 0 when it answers 200, else 1.",
+        description="Queries a running exporter's health. The exit status is 0 after status code 200, else 1.",
         allow_abbrev=False,
     )
     version = f"braze-exporter, version {__version__} (python {platform.python_version()})"
@@ -47,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--url",
         type=_url,
-        default="http://127.0.0.1:10105/-/healthy",
-        help="what to ask (default: %(default)s)",
+        default=_DEFAULT_URL,
+        help="URL to request (default: %(default)s)",
     )
     return parser
 
@@ -60,28 +62,28 @@ def _url(text: str) -> str:
     except ValueError:
         usable = False
     if not usable or not text.isascii() or " " in text:
-        raise argparse.ArgumentTypeError("expected a URL such as http://127.0.0.1:10105/-/healthy")
+        raise argparse.ArgumentTypeError(f"expected a URL such as {_DEFAULT_URL}")
     if url.username is not None:
         raise argparse.ArgumentTypeError(
-            "expected a URL without a user; where pages need one, ask the address of --web.health.listen-address"
+            "expected a URL without a user; where pages need one, request the address of --web.health.listen-address"
         )
     return text
 
 
 def _trouble(url: SplitResult, timeout: float) -> str | None:
-    """Return why the answer is not 200 within so many seconds, or None.
+    """Return why there is no response with status 200 within `timeout` seconds, or None.
 
-    The question is asked by a thread: nothing else ends the look-up of a name, or an answer that comes byte by byte.
+    A thread sends the request: nothing else ends name resolution, or a response that arrives byte by byte.
     """
     troubles: list[str | None] = []
-    asking = threading.Thread(target=lambda: troubles.append(_ask(url, timeout)), daemon=True)
-    asking.start()
-    asking.join(timeout)
-    return troubles[0] if troubles else f"no answer within {timeout:g} seconds"
+    requesting = threading.Thread(target=lambda: troubles.append(_request(url, timeout)), daemon=True)
+    requesting.start()
+    requesting.join(timeout)
+    return troubles[0] if troubles else f"no response within {timeout:g} seconds"
 
 
-def _ask(url: SplitResult, timeout: float) -> str | None:
-    """Ask directly: no proxy, no netrc, no redirect followed."""
+def _request(url: SplitResult, timeout: float) -> str | None:
+    """Send the request directly: no proxy, no netrc, no redirect followed."""
     connection = _connection(url, timeout)
     try:
         connection.request("GET", (url.path or "/") + (f"?{url.query}" if url.query else ""))
@@ -96,7 +98,7 @@ def _ask(url: SplitResult, timeout: float) -> str | None:
 def _words(error: Exception, timeout: float) -> str:
     match error:
         case TimeoutError():
-            return f"no answer within {timeout:g} seconds"
+            return f"no response within {timeout:g} seconds"
         case ssl.SSLCertVerificationError():
             return f"the certificate is not trusted: {error.verify_message}"
         case ssl.SSLError():
@@ -106,7 +108,7 @@ def _words(error: Exception, timeout: float) -> str:
         case UnicodeError():
             return "no connection: the name cannot be looked up"
         case _:
-            return f"the answer is not HTTP: {type(error).__name__}"
+            return f"the response is not HTTP: {type(error).__name__}"
 
 
 def _connection(url: SplitResult, timeout: float) -> http.client.HTTPConnection:

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter import config, logs
 from exporter.braze.errors import Reason
 from exporter.commands.progress import Progress
 from exporter.exposition import Format, written
@@ -21,18 +22,39 @@ from exporter.metrics import workspace_rows
 from exporter.poller import Poller
 from exporter.publisher import Publisher
 from exporter.state import system_clock
+from exporter.system.command import CommandError, write
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Mapping, Sequence
 
     from exporter.config import Config, Limits
     from exporter.state import CampaignState, WorkspaceState
+    from exporter.system.command import Surroundings
 
 _LOOK = 0.1  # seconds between two looks at how far it is
 _MODE = 0o644  # the collector runs as another user
 
 
-class Round:
+def print_once(flags: argparse.Namespace, surroundings: Surroundings) -> int:
+    """Run the command and return its exit status: 0 where every poll succeeded. Raises ConfigError, CommandError."""
+    polls = PollRound(config.load(flags.config_file, os.environ), os.environ)
+    logs.configure(level=flags.log_level, form=flags.log_format, write=sys.stderr.write, secrets=lambda: polls.secrets)
+    content = polls.run()
+    troubles = polls.troubles()
+    sys.stderr.writelines(f"{trouble}\n" for trouble in troubles)
+    if flags.output is None:
+        write(content)
+        return 1 if troubles else 0
+    surroundings.on_stop(lambda: None)  # the rest takes no time, and no half of a file is left beside the old one
+    try:
+        replace_file(flags.output, content)
+    except OSError as error:
+        raise CommandError(f"{flags.output}: cannot be written: {error.strerror}") from None
+    return 1 if troubles else 0
+
+
+class PollRound:
     """Polls every campaign once, as the exporter does after its start.
 
     Raises:
@@ -40,12 +62,12 @@ class Round:
 
     """
 
-    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+    def __init__(self, loaded: Config, environ: Mapping[str, str]) -> None:
         self._ended = threading.Event()
         self._error: BaseException | None = None
-        self._publisher = _Publisher(config.limits, self._ended)
+        self._publisher = _Publisher(loaded.limits, self._ended)
         self._poller = Poller(
-            config,
+            loaded,
             environ=environ,
             clock=system_clock(),
             publisher=self._publisher,

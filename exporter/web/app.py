@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from exporter.exposition import Exposition
     from exporter.poller import Poller
-    from exporter.reload import Configuration
+    from exporter.reload import CurrentConfig
     from exporter.web.body_cache import BodyCache
     from exporter.web.web_config import WatchedWebConfig
 
@@ -56,7 +56,7 @@ def application(
     poller: Poller,
     exposition: Exposition,
     bodies: BodyCache,
-    configuration: Configuration,
+    configuration: CurrentConfig,
     *,
     web_config: WatchedWebConfig | None = None,
     telemetry_path: str,
@@ -162,7 +162,7 @@ class _Scrape:
         poller: Poller,
         exposition: Exposition,
         bodies: BodyCache,
-        configuration: Configuration,
+        configuration: CurrentConfig,
         web_config: WatchedWebConfig | None,
         log_lines_dropped: Callable[[], int],
     ) -> None:

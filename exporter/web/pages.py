@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from exporter.braze.data_series import Day
     from exporter.config import Config
-    from exporter.reload import Configuration
+    from exporter.reload import CurrentConfig
     from exporter.state import CampaignKey, CampaignState, WorkspaceState
 
 FAILING, NO_DAYS, UNPOLLED, STALE, UP = _STATES = ("failing", "no days", "not polled yet", "stale", "up")
@@ -60,7 +60,7 @@ def landing_page(
     workspaces: Sequence[WorkspaceState],
     campaigns: Sequence[CampaignState],
     shown: Mapping[CampaignKey, int],
-    configuration: Configuration,
+    configuration: CurrentConfig,
     *,
     telemetry_path: str,
     now: float,
@@ -150,7 +150,7 @@ def _summary(
     workspaces: Sequence[WorkspaceState],
     campaigns: Sequence[CampaignState],
     states: Counter[str],
-    configuration: Configuration,
+    configuration: CurrentConfig,
 ) -> Iterator[str]:
     """Yield the paragraphs that an on-call engineer needs first."""
     if not configuration.successful:

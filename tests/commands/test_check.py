@@ -93,7 +93,7 @@ def found(given: Checked, environ: Mapping[str, str] | None = None) -> str:
         ),
         ("2026-03-04", "Asia/Tokyo", 16, "note the newest day is 2026-03-04, yesterday in Asia/Tokyo", True),
         ("2026-03-01", "UTC", 12, "note the newest day is 2026-03-01, 3 days before today in UTC", True),
-        (None, "UTC", 12, "note no campaign has any day, so nothing is known of the time zone", True),
+        (None, "UTC", 12, "note no campaign has any day, so the time zone cannot be verified", True),
     ],
 )
 def test_what_the_newest_day_says(day: str | None, zone: str, hour: int, expected: str, well: bool) -> None:  # noqa: FBT001
@@ -131,7 +131,7 @@ def test_every_reason_is_explained(reason: Reason) -> None:
     (failure, left) = findings(given, {})
     assert failure.text == f"1 campaign: {reason.value.replace('_', ' ')}: the detail"
     assert "What to do: " in failure.advice[0]
-    assert (left.ok, left.text) == (False, "1 campaign not asked, as the same would come of it")
+    assert (left.ok, left.text) == (False, "1 campaign skipped: the same failure is expected")
     assert not works(given, {})
 
 
@@ -166,9 +166,37 @@ def test_several_details_of_one_reason() -> None:
     """Failures are told by their reason; what each campaign got stands in the table."""
     given = checked(Failure(Reason.BAD_REQUEST, "one"), Failure(Reason.BAD_REQUEST, "two"))
 
-    assert "FAILED 2 campaigns: bad request: 2 different answers, see below" in found(given)
+    assert "FAILED 2 campaigns: bad request: 2 different responses, see above" in found(given)
     report = "\n".join(lines([given], {}))
     assert re.search(r"FAILED  Welcome  \S+  bad request: one\n  FAILED  Cart     \S+  bad request: two\n", report)
+
+
+def test_many_equal_failures_are_one_line() -> None:
+    """Campaigns that fail alike are counted in one line with examples; the findings and the summary are the end."""
+    campaigns = [Campaign(id=f"3bbc4555-8fa0-4c9b-a5c0-{number:012}", name=f"Sale {number}") for number in range(500)]
+    failed = [Outcome(campaign, failure=Failure(Reason.BAD_REQUEST, "no such campaign")) for campaign in campaigns]
+    given = Checked(WORKSPACE, (Outcome(CAMPAIGNS[0], answer("2026-03-04")), *failed), ApiStatistics(), NOON, NOON)
+
+    table, found, summary = "\n".join(lines([given], {})).split("\n\n")
+
+    text = re.sub(r"\s+", " ", table)
+    assert (
+        f"FAILED 500 campaigns: bad request: no such campaign; for example Sale 0 ({campaigns[0].id}), Sale 1 (" in text
+    )
+    assert table.count("Sale ") == 3
+    assert f"  ok  Welcome  {CAMPAIGNS[0].id}  newest day 2026-03-04, rows: 1" in table
+    assert "  FAILED  500 campaigns: bad request: no such campaign\n" in found
+    assert summary == "1 of 501 campaigns can be polled."
+
+
+def test_instances_are_named_only_where_they_help() -> None:
+    """Where a campaign was answered, or the endpoint is this machine, no other instance is proposed."""
+    refused = Failure(Reason.UNAUTHORIZED, "")
+    here = WORKSPACE.model_copy(update={"endpoint": "http://127.0.0.1:10106"})
+
+    assert "US-02" in found(checked(refused))
+    assert "US-02" not in found(checked(refused, answer("2026-03-04")))
+    assert "US-02" not in found(replace(checked(refused), workspace=here))
 
 
 def test_statistics_that_are_no_numbers_are_a_note() -> None:
@@ -176,7 +204,7 @@ def test_statistics_that_are_no_numbers_are_a_note() -> None:
     texts = [replace(answer("2026-03-03"), no_numbers=names) for names in (("sent", "opens"), ("opens", "clicks"))]
     many = replace(answer("2026-03-03"), no_numbers=tuple(f"field {number}" for number in range(99)))
 
-    assert "note statistics that are no numbers, and so are left out: sent, opens, clicks" in found(checked(*texts))
+    assert "note statistics that are no numbers and are skipped: sent, opens, clicks" in found(checked(*texts))
     assert "field 9" in found(checked(many))
     assert "field 10" not in found(checked(many))
     assert "no numbers" not in found(checked(answer("2026-03-03")))
@@ -296,7 +324,7 @@ def test_trouble_of_the_whole_workspace(braze: Simulator, tmp_path: Path, fault:
 
     assert (result.returncode, result.stderr) == (1, "")
     assert f"  FAILED  1 campaign: {said}" in result.stdout
-    assert "  FAILED  11 campaigns not asked, as the same would come of it\n" in result.stdout
+    assert "  FAILED  11 campaigns skipped: the same failure is expected\n" in result.stdout
     assert result.stdout.endswith("\n0 of 12 campaigns can be polled.\n")
     assert len(braze.requests) == 1
 
@@ -312,7 +340,7 @@ def test_trouble_of_one_campaign(braze: Simulator, tmp_path: Path) -> None:
 
     assert result.returncode == 1
     assert len(braze.requests) == 12
-    table = result.stdout.split("\n\n")[1].splitlines()
+    table = result.stdout.split("\n\n")[0].splitlines()[1:]
     assert [line.split()[0] for line in table] == ["FAILED"] * 2 + ["ok"] * 10
     assert (
         f"{unknown.id}  bad request: Braze responded with 400: campaign_id must be a string of the campaign" in table[0]
@@ -329,7 +357,7 @@ def test_a_key_that_stops_being_good(braze: Simulator, tmp_path: Path) -> None:
 
     assert result.returncode == 1
     assert len(braze.requests) == 4
-    assert "8 campaigns not asked" in result.stdout
+    assert "8 campaigns skipped" in result.stdout
 
 
 @server
@@ -341,7 +369,7 @@ def test_an_outage_in_the_middle(tmp_path: Path) -> None:
         result = check(configure(tmp_path, braze, poll="concurrency: 1"))
 
     assert "  FAILED  10 campaigns: forbidden" in result.stdout
-    assert "29 campaigns not asked" in result.stdout
+    assert "29 campaigns skipped" in result.stdout
 
 
 @server

@@ -96,7 +96,7 @@ def answering(text: bytes) -> Iterator[str]:
     [
         (b"HTTP/1.1 301 Moved\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n", "status 301"),
         (b"HTTP/1.1 204 Nothing\r\n\r\n", "status 204"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "the answer is not HTTP: BadStatusLine"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "the response is not HTTP: BadStatusLine"),
         (b"", "no connection: RemoteDisconnected"),
     ],
 )
@@ -115,12 +115,12 @@ def test_slow_answers(fault: Hang | Drip) -> None:
         braze.misbehave(fault)
         result = health(f"--url={braze.url}/campaigns/list")
 
-    assert outcome(result) == (1, "", f"{braze_url(result)}: no answer within 3 seconds\n")
+    assert outcome(result) == (1, "", f"{braze_url(result)}: no response within 3 seconds\n")
 
 
 def braze_url(result: subprocess.CompletedProcess[str]) -> str:
     """Return the URL that an error begins with."""
-    return result.stderr.rpartition(": no answer")[0]
+    return result.stderr.rpartition(": no response")[0]
 
 
 def test_tls_where_there_is_none() -> None:
@@ -191,9 +191,18 @@ def test_a_password_in_the_url() -> None:
 
 def test_it_loads_little() -> None:
     """The command starts without what the exporter is made of: a container's check runs it all the time."""
-    script = "import sys; from exporter import health; health.main(['--url=http://127.0.0.1:1/']); print(*sys.modules)"
+    script = """if True:
+        import sys
+        from exporter.commands import health
+        health.main(['--url=http://127.0.0.1:1/'])
+        print(*sys.modules)
+    """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(result.stdout.split())
 
-    assert {module for module in loaded if module.startswith("exporter")} == {"exporter", "exporter.health"}
+    assert {module for module in loaded if module.startswith("exporter")} == {
+        "exporter",
+        "exporter.commands",
+        "exporter.commands.health",
+    }
     assert not {"asyncio", "pydantic", "requests", "starlette", "uvicorn", "yaml", "logging"} & loaded

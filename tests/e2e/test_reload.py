@@ -198,7 +198,7 @@ def test_warnings(tmp_path: Path, braze: Simulator) -> None:
         output = exporter.program.output()
 
     assert output.count(RELOADED) == 3
-    assert output.count("requests a minute are each asked every") == 1
+    assert output.count("requests a minute are polled every") == 1
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from exporter.braze.counters import ApiStatistics
 from exporter.braze.data_series import Day, Variation
 from exporter.braze.errors import Reason
 from exporter.config import Campaign, Config, Workspace
-from exporter.reload import Configuration
+from exporter.reload import CurrentConfig
 from exporter.shards import WHOLE, Shard
 from exporter.state import CampaignKey, CampaignState, Failure, WorkspaceState
 from exporter.web.pages import CONTENT_SECURITY_POLICY, config_page, landing_page
@@ -61,16 +61,16 @@ def failed(reason: Reason, detail: str = "no") -> CampaignState:
     return replace(POLLED, up=False, failure=Failure(reason, detail))
 
 
-def configuration(shard: Shard = WHOLE) -> Configuration:
+def configuration(shard: Shard = WHOLE) -> CurrentConfig:
     """Return what is in force."""
-    return Configuration(CONFIG, shard=shard, read=lambda: CONFIG, apply=lambda *_: None, wall=lambda: NOW)
+    return CurrentConfig(CONFIG, shard=shard, read=lambda: CONFIG, apply=lambda *_: None, wall=lambda: NOW)
 
 
 def page(
     *campaigns: CampaignState,
     workspaces: Sequence[WorkspaceState] = (WORKSPACE,),
     shown: Mapping[CampaignKey, int] | None = None,
-    configured: Configuration | None = None,
+    configured: CurrentConfig | None = None,
     path: str = "/metrics",
     reload_interval: int | None = None,
 ) -> "Reader":
