@@ -19,7 +19,8 @@ from datetime import UTC, date
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from exporter.simulator.server import Simulator, Status, campaign_models, data_series
+from exporter.simulator.server import Simulator, Status
+from exporter.simulator.world import campaign_models, data_series
 from tests.support.exporters import KEY
 from tests.support.servers import ROOT, Program, eventually, running
 

@@ -33,7 +33,7 @@ from exporter.braze.client import ApiStatistics
 from exporter.exposition import render
 from exporter.metrics import day_rows, day_timestamp, exporter_rows, status_rows, workspace_rows
 from exporter.poller import CampaignState, WorkspaceState
-from exporter.simulator.server import (
+from exporter.simulator.world import (
     ALL_DAY,
     CONTROL_GROUP,
     MORNINGS,

@@ -12,7 +12,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from exporter.metrics import FAMILIES
-from exporter.simulator.server import STATISTICS
+from exporter.simulator.world import STATISTICS
 from grafana.source.channels import CHANNELS, COLORS
 from grafana.source.generate import FOLDER, files
 from tests.support.dashboards import (

@@ -10,7 +10,7 @@ from exporter.braze.client import ApiStatistics, Reason
 from exporter.exposition import render
 from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
 from exporter.poller import CampaignState, WorkspaceState
-from exporter.simulator.server import CONTROL_GROUP, CampaignModel, ChannelModel, VariationModel, campaign_models
+from exporter.simulator.world import CONTROL_GROUP, CampaignModel, ChannelModel, VariationModel, campaign_models
 from tests.support.history import polled
 
 NOW = datetime(2025, 11, 6, 15, tzinfo=UTC)

@@ -16,7 +16,8 @@ from zoneinfo import ZoneInfo
 
 from exporter.exposition import render
 from exporter.metrics import day_rows
-from exporter.simulator.server import Body, CampaignModel, Simulator, Statistic, Status, campaign_models, daily
+from exporter.simulator.server import Body, Simulator, Status
+from exporter.simulator.world import CampaignModel, Statistic, campaign_models, daily
 from tests.support.exporters import KEY, running_exporter
 from tests.support.history import polled
 from tests.support.servers import (

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from exporter.simulator.server import CONTROL_GROUP, Body, Simulator, campaign_models, daily
+from exporter.simulator.server import Body, Simulator
+from exporter.simulator.world import CONTROL_GROUP, campaign_models, daily
 from tests.support.exporters import KEY, Exporter, configure, running_exporter
 from tests.support.servers import Answer, Prometheus, eventually, serving
 

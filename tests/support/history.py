@@ -14,7 +14,7 @@ from exporter.braze.data_series import parse_data_series
 from exporter.exposition import render
 from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
 from exporter.poller import CampaignState, WorkspaceState
-from exporter.simulator.server import CONTROL_GROUP, CampaignModel, campaign_models, data_series
+from exporter.simulator.world import CONTROL_GROUP, CampaignModel, campaign_models, data_series
 from tests.support.servers import ROOT, Prometheus, running_prometheus, write_history
 
 NOW = datetime(2025, 11, 8, 15, tzinfo=UTC)
