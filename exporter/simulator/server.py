@@ -40,14 +40,14 @@ PAGE_SIZE = 100
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Answer as otherwise, but so many seconds late."""
+    """Fault: the usual response, delayed by `seconds`."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Answer with a status; body and headers are Braze's for it unless given."""
+    """Fault: a response with this status code; body and headers are Braze's own unless given."""
 
     code: int
     body: bytes | None = None
@@ -56,7 +56,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Answer 200 with this body."""
+    """Fault: a response with status code 200 and this body."""
 
     content: bytes
     content_type: str = "application/json"
@@ -64,19 +64,19 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """Take the request and never answer."""
+    """Fault: the request is read and never gets a response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Send so many bytes of the real answer, the status line included, and cut the connection."""
+    """Fault: the connection is closed after `after` bytes of the response, counted from its status line."""
 
     after: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Drip:
-    """Send the real answer a byte each `interval` seconds, from the status line or from the body on."""
+    """Fault: one byte of the response each `interval` seconds, from the status line or from the body on."""
 
     interval: float
     part: Literal["headers", "body"] = "body"
@@ -88,7 +88,7 @@ Fault: TypeAlias = Latency | Status | Body | Hang | Cut | Drip
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as it came: `time` is monotonic, `status` what was answered, None where nothing was."""
+    """Record of a received request: `time` is monotonic, `status` that of the response or None without one."""
 
     time: float
     path: str
@@ -99,7 +99,7 @@ class Request:
 
 
 class Simulator:
-    """A Braze workspace on a loopback address, from `start` (or entering it as a context) to `close`."""
+    """Braze workspace that listens on a loopback address from `start` (or `with`) to `close`."""
 
     def __init__(
         self,
@@ -114,11 +114,11 @@ class Simulator:
         data_series_per_minute: int = 50_000,
         other_requests_per_hour: int = 250_000,
     ) -> None:
-        """Invent a workspace; nothing listens yet.
+        """Create the workspace without listening yet.
 
-        `campaigns` are given or so many are invented from the seed. `newest_day` says whether an answer without
-        `ending_at` ends with the running day or the one before. `clock` returns Unix seconds: the days, the growth of
-        their numbers (each whole second), the rate limits and the Date header follow it.
+        `campaigns` are campaigns, or the number of them to invent from the seed. `newest_day` says whether a response
+        ends with the running day or with yesterday when the request has no `ending_at`. `clock` returns Unix seconds.
+        The days, their numbers (each whole second), the rate limits and the Date header follow it.
 
         Raises:
             ValueError: the address is not a loopback address.
@@ -152,13 +152,13 @@ class Simulator:
 
     @property
     def url(self) -> str:
-        """Return what a client's configuration calls the endpoint."""
+        """Return the URL for `endpoint` in a client's configuration."""
         host, port = self._running().server_address[:2]
         return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
 
     @property
     def requests(self) -> list[Request]:
-        """Return the requests of late, at most 100,000, in the order in which their answers were decided."""
+        """Return the latest requests, at most 100,000, in the order of their responses."""
         with self._lock:
             return list(self._requests)
 
@@ -168,30 +168,30 @@ class Simulator:
         return self._running().accepted
 
     def start(self) -> None:
-        """Listen and answer, in threads of their own.
+        """Listen and serve requests in threads.
 
         Raises:
             OSError: the address cannot be had.
 
         """
-        self._server = _Server(self._address, self._reply)
+        self._server = _Server(self._address, self._deliver)
         threading.Thread(target=partial(self._server.serve_forever, poll_interval=0.05), daemon=True).start()
 
     def close(self) -> None:
-        """Stop listening and end every connection and thread, whatever they are at."""
+        """Stop listening and end every connection and thread at once."""
         if self._server is not None:
             self._server.close()
 
     def misbehave(self, fault: Fault, *, campaign_id: str | None = None, times: int | None = None) -> None:
-        """Answer requests for one campaign, or all requests, with a fault: the next `times`, or until `behave`.
+        """Apply a fault to requests for one campaign or to all: to the next `times` requests, or until `behave`.
 
-        The newest fault that fits a request holds; what it replaced comes back after it. Latency adds to the others.
+        The newest matching fault applies; when it ends, the previous one applies again. Latency is added to any other.
         """
         with self._lock:
             self._rules.insert(0, _Rule(fault, campaign_id and campaign_id.lower(), times))
 
     def behave(self, campaign_id: str | None = None) -> None:
-        """End the faults of one campaign, or all faults."""
+        """Remove the faults of one campaign, or all faults."""
         with self._lock:
             self._rules = [
                 rule for rule in self._rules if campaign_id is not None and rule.campaign_id != campaign_id.lower()
@@ -199,11 +199,11 @@ class Simulator:
 
     def _running(self) -> _Server:
         if self._server is None:
-            raise RuntimeError("expected a started simulator, got one that listens nowhere yet")
+            raise RuntimeError("expected a started simulator, got one that does not listen yet")
         return self._server
 
-    def _reply(self, method: str, target: str, authorization: str) -> _Reply:
-        """Decide what a request gets, and take note of it."""
+    def _deliver(self, method: str, target: str, authorization: str) -> _Delivery:
+        """Record a request, and return its response and how to send it."""
         arrived, now = time.monotonic(), self._clock()
         path, _, query = target.partition("?")
         parameters = dict(parse_qsl(query, keep_blank_values=True))
@@ -211,22 +211,22 @@ class Simulator:
         authorized = authorization == f"Bearer {self.api_key}"
         limit = self._data_series_limit if path == "/campaigns/data_series" else self._other_limit
         with self._lock:
-            rate = limit.take(now) if authorized else _NO_RATE
+            rate = limit.count(now) if authorized else _NO_RATE
             seconds, fault = self._faults((campaign_id or "").lower())
 
-        answer = self._answer(method, path, parameters, authorization=authorization, rate=rate, now=now)
+        response = self._respond(method, path, parameters, authorization=authorization, rate=rate, now=now)
         if isinstance(fault, Status):
-            answer = _failure(fault, authorization, rate)
+            response = _failure(fault, authorization, rate)
         elif isinstance(fault, Body):
-            answer = _Answer(200, rate.headers | {"Content-Type": fault.content_type}, fault.content)
-        unanswered = isinstance(fault, Hang) or (isinstance(fault, Cut) and fault.after == 0)
-        request = Request(arrived, path, query, campaign_id, None if unanswered else answer.status, authorized)
+            response = _Response(200, rate.headers | {"Content-Type": fault.content_type}, fault.content)
+        without_response = isinstance(fault, Hang) or (isinstance(fault, Cut) and fault.after == 0)
+        request = Request(arrived, path, query, campaign_id, None if without_response else response.status, authorized)
         with self._lock:
             self._requests.append(request)
-        return _Reply(_head(answer, now), answer.body, seconds, fault)
+        return _Delivery(_head(response, now), response.body, seconds, fault)
 
     def _faults(self, campaign_id: str) -> tuple[float, Fault | None]:
-        """Return the latency in seconds and the other fault in force, and use up one time of each."""
+        """Return the latency in seconds and the other fault that apply, and count one use of each."""
         fitting = [rule for rule in self._rules if rule.campaign_id in (None, campaign_id)]
         late = next((rule for rule in fitting if isinstance(rule.fault, Latency)), None)
         wrong = next((rule for rule in fitting if not isinstance(rule.fault, Latency)), None)
@@ -237,9 +237,9 @@ class Simulator:
         seconds = late.fault.seconds if late is not None and isinstance(late.fault, Latency) else 0.0
         return seconds, None if wrong is None else wrong.fault
 
-    def _answer(
+    def _respond(
         self, method: str, path: str, parameters: Mapping[str, str], *, authorization: str, rate: _Rate, now: float
-    ) -> _Answer:
+    ) -> _Response:
         endpoint = {
             "/campaigns/data_series": self._data_series,
             "/campaigns/list": self._list,
@@ -254,22 +254,22 @@ class Simulator:
         if method != "GET":
             return _failure(Status(405, headers={"Allow": "GET", "Connection": "close"}), authorization, rate)
         try:
-            return _Answer(200, rate.headers | _JSON, endpoint(parameters, now))
-        except _BadParameterError as error:
+            return _Response(200, rate.headers | _JSON, endpoint(parameters, now))
+        except _BadParameter as error:
             return _failure(Status(400, _message_body(str(error))), authorization, rate)
 
     def _data_series(self, parameters: Mapping[str, str], now: float) -> bytes:
         campaign = self._campaign(parameters)
         length = parameters.get("length", "")
         if not re.fullmatch("[1-9][0-9]?|100", length):
-            raise _BadParameterError("length must be an integer from 1 to 100")
+            raise _BadParameter("length must be an integer from 1 to 100")
         last = self._last_day(parameters.get("ending_at"), now)
         return self._series(campaign.id.lower(), last, int(length), math.floor(now))
 
     def _list(self, parameters: Mapping[str, str], _now: float) -> bytes:
         page = parameters.get("page", "0")
         if not re.fullmatch("[0-9]{1,9}", page):
-            raise _BadParameterError("page must be an integer from 0 on")
+            raise _BadParameter("page must be an integer from 0 on")
         newest_first = _choice(parameters, "sort_direction", ("asc", "desc")) == "desc"
         archived_too = _choice(parameters, "include_archived", ("false", "true")) == "true"
         edited_after = parameters.get("last_edit.time[gt]")
@@ -289,11 +289,11 @@ class Simulator:
     def _campaign(self, parameters: Mapping[str, str]) -> CampaignModel:
         campaign = self._by_id.get(parameters.get("campaign_id", "").lower())
         if campaign is None:
-            raise _BadParameterError("campaign_id must be a string of the campaign api identifier")
+            raise _BadParameter("campaign_id must be a string of the campaign api identifier")
         return campaign
 
     def _last_day(self, ending_at: str | None, now: float) -> date:
-        """Return the last day of an answer: none to come, and none of which only the midnight is asked for."""
+        """Return the last day of a response: today at the latest, and the day before for an `ending_at` at midnight."""
         today = datetime.fromtimestamp(now, self._zone).date()
         if ending_at is None:
             return today if self._newest_day == "today" else today - timedelta(days=1)
@@ -302,8 +302,8 @@ class Simulator:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """A response before it is written."""
+class _Response:
+    """Response before it is encoded."""
 
     status: int
     headers: Mapping[str, str]
@@ -311,8 +311,8 @@ class _Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reply:
-    """What to do about a request: bytes to write, after so many seconds, in the way of the fault."""
+class _Delivery:
+    """Encoded response, and how to send it: after `seconds`, and with the fault."""
 
     head: bytes
     body: bytes
@@ -322,7 +322,7 @@ class _Reply:
 
 @dataclass(slots=True)
 class _Rule:
-    """A fault in force for one campaign or all of them, so many times or without an end."""
+    """Fault that applies to one campaign or to all, for the next `times` requests or until it is removed."""
 
     fault: Fault
     campaign_id: str | None
@@ -331,14 +331,14 @@ class _Rule:
 
 @dataclass(frozen=True, slots=True)
 class _Rate:
-    """What a request finds of its rate limit."""
+    """State of the rate limit for one request: the response headers, and whether the limit is exceeded."""
 
     headers: dict[str, str]
     exceeded: bool = False
 
 
 class _RateLimit:
-    """One pool's fixed windows of `period` seconds on the clock."""
+    """Fixed-window rate limit: at most `limit` requests in each `period` seconds of the clock."""
 
     def __init__(self, limit: int, period: int) -> None:
         self._limit = limit
@@ -346,7 +346,7 @@ class _RateLimit:
         self._window = -1
         self._used = 0
 
-    def take(self, now: float) -> _Rate:
+    def count(self, now: float) -> _Rate:
         window = int(now // self._period)
         if window != self._window:
             self._window, self._used = window, 0
@@ -355,8 +355,8 @@ class _RateLimit:
         return _Rate(_rate_headers(self._limit, remaining, (window + 1) * self._period), self._used > self._limit)
 
 
-class _BadParameterError(ValueError):
-    """A parameter is missing or wrong; the text is Braze's message."""
+class _BadParameter(ValueError):
+    """Error: a parameter is missing or wrong; the text is Braze's message."""
 
 
 def _is_loopback(host: str) -> bool:
@@ -381,19 +381,19 @@ _MESSAGES = {
 }
 
 
-def _failure(status: Status, authorization: str, rate: _Rate) -> _Answer:
-    """Return an error as Braze words it, with the headers and body of the status in place of the usual ones."""
+def _failure(status: Status, authorization: str, rate: _Rate) -> _Response:
+    """Return Braze's error response; headers and body of `status` replace the usual ones."""
     code = status.code
     headers = (_NO_RATE if code == HTTPStatus.UNAUTHORIZED else rate).headers | _JSON
     replaced = {name.lower() for name in status.headers}
     headers = {name: value for name, value in headers.items() if name.lower() not in replaced} | dict(status.headers)
     if status.body is not None:
-        return _Answer(code, headers, status.body)
+        return _Response(code, headers, status.body)
     if code == HTTPStatus.UNAUTHORIZED:  # Braze repeats the key
-        return _Answer(code, headers, _message_body(f"Invalid API key: {authorization.removeprefix('Bearer ')}"))
+        return _Response(code, headers, _message_body(f"Invalid API key: {authorization.removeprefix('Bearer ')}"))
     if code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
-        return _Answer(code, headers, b"")
-    return _Answer(code, headers, _message_body(_MESSAGES.get(code) or responses.get(code, "Unknown")))
+        return _Response(code, headers, b"")
+    return _Response(code, headers, _message_body(_MESSAGES.get(code) or responses.get(code, "Unknown")))
 
 
 def _message_body(message: str) -> bytes:
@@ -404,44 +404,44 @@ def _encode(body: dict[str, object]) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode()
 
 
-def _head(answer: _Answer, now: float) -> bytes:
-    """Write the status line and the headers; the Date follows the simulator's clock."""
-    headers = {"Date": formatdate(now, usegmt=True), "Content-Length": str(len(answer.body)), **answer.headers}
+def _head(response: _Response, now: float) -> bytes:
+    """Encode the status line and the headers; Date follows the simulator's clock."""
+    headers = {"Date": formatdate(now, usegmt=True), "Content-Length": str(len(response.body)), **response.headers}
     lines = [
-        f"HTTP/1.1 {answer.status} {responses.get(answer.status, 'Unknown')}",
+        f"HTTP/1.1 {response.status} {responses.get(response.status, 'Unknown')}",
         *(f"{name}: {headers[name]}" for name in headers),
     ]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
 
 def _choice(parameters: Mapping[str, str], name: str, choices: Sequence[str]) -> str:
-    """Return the parameter, by default the first of the choices."""
+    """Return a parameter that must be one of the choices; the first is the default."""
     value = parameters.get(name, choices[0])
     if value not in choices:
-        raise _BadParameterError(f"{name} must be {' or '.join(choices)}")
+        raise _BadParameter(f"{name} must be {' or '.join(choices)}")
     return value
 
 
 def _moment(name: str, text: str, zone: tzinfo) -> datetime:
-    """Read ISO 8601, also with an offset of one digit as in Braze's examples; without an offset it is in the zone."""
+    """Parse ISO 8601, by default in `zone`; the offset may have one digit, as in Braze's examples."""
     try:
         moment = datetime.fromisoformat(re.sub(r"([+-])(\d:\d\d)$", r"\g<1>0\2", text))
         moment = moment.astimezone(zone) if moment.tzinfo else moment.replace(tzinfo=zone)
     except (ValueError, OverflowError):
         moment = datetime.min.replace(tzinfo=zone)
     if moment.year < _FIRST_YEAR:
-        raise _BadParameterError(f"{name} must be an ISO 8601 date and time from {_FIRST_YEAR} on")
+        raise _BadParameter(f"{name} must be an ISO 8601 date and time from {_FIRST_YEAR} on")
     return moment
 
 
 class _Server(ThreadingHTTPServer):
-    """The listening socket and its connections, each with a thread."""
+    """Listening socket and its connections, with one thread for each connection."""
 
     request_queue_size = 1024
 
-    def __init__(self, address: tuple[str, int], reply: Callable[[str, str, str], _Reply]) -> None:
+    def __init__(self, address: tuple[str, int], deliver: Callable[[str, str, str], _Delivery]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.reply = reply
+        self.deliver = deliver
         self.closing = threading.Event()
         self.accepted = 0
         self._lock = threading.Lock()
@@ -449,11 +449,11 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        """Bind without the look-up of the host's name that HTTPServer makes."""
+        """Bind without the DNS look-up of HTTPServer."""
         socketserver.TCPServer.server_bind(self)
 
     def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
-        """Start the thread of a connection, and remember both."""
+        """Start and register the thread of a connection."""
         assert isinstance(request, socket.socket)  # noqa: S101 - TCP has no other requests; for the type checker
         thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
         with self._lock:
@@ -462,19 +462,19 @@ class _Server(ThreadingHTTPServer):
         thread.start()
 
     def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
-        """End a connection, and forget it."""
+        """Close and unregister a connection."""
         with self._lock:
             if isinstance(request, socket.socket):
                 self._open.pop(request, None)
         super().shutdown_request(request)
 
     def handle_error(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
-        """Report what is our fault; a client that has gone is not."""
+        """Print a traceback, but not when a client has disconnected."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
     def close(self) -> None:
-        """Stop accepting, shut every connection, which ends whatever its thread waits for, and wait for the threads."""
+        """Stop accepting, shut down every connection so that its thread ends, and join the threads."""
         self.closing.set()
         self.shutdown()
         self.server_close()
@@ -488,35 +488,35 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection: reads requests and writes replies, or fails to as it is told."""
+    """One connection: reads requests, and writes their responses with the chosen faults."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Server
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the standard library
-        """Write nothing: the simulator keeps its requests."""
+        """Log nothing: the simulator records its requests."""
 
     def _serve(self) -> None:
-        reply = self.server.reply(self.command, self.path, self.headers.get("Authorization", ""))
+        delivery = self.server.deliver(self.command, self.path, self.headers.get("Authorization", ""))
         if self.command != "GET":
-            self.close_connection = True  # a body may follow, which nobody reads
-        if reply.seconds and not self._wait(reply.seconds):
+            self.close_connection = True  # its body may follow, and is not read
+        if delivery.seconds and not self._wait(delivery.seconds):
             return
-        body = b"" if self.command == "HEAD" else reply.body
-        match reply.fault:
+        body = b"" if self.command == "HEAD" else delivery.body
+        match delivery.fault:
             case Hang():
                 self._hang()
             case Cut(after):
-                self.wfile.write((reply.head + body)[:after])
+                self.wfile.write((delivery.head + body)[:after])
                 self.close_connection = True
             case Drip(interval, "headers"):
-                self._drip(reply.head + body, interval)
+                self._drip(delivery.head + body, interval)
             case Drip(interval, _):
-                self.wfile.write(reply.head)
+                self.wfile.write(delivery.head)
                 self._drip(body, interval)
             case _:
-                self.wfile.write(reply.head + body)  # in one segment, as long as it is small
+                self.wfile.write(delivery.head + body)  # in one segment, as long as it is small
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _serve  # noqa: N815 - the names count
 
@@ -533,7 +533,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
 
     def _wait(self, seconds: float) -> bool:
-        """Wait, and return whether the simulator still runs; if not, the connection is done for."""
+        """Wait, and return whether the simulator still runs; close the connection if not."""
         closing = self.server.closing.wait(seconds)
         self.close_connection = self.close_connection or closing
         return not closing

@@ -28,7 +28,7 @@ SETTLED_HOURS = 48.0
 
 @dataclass(frozen=True, slots=True, eq=False)  # hashed often, so by identity
 class Rhythm:
-    """When messages leave: a factor for each weekday from Monday on, and the share of a day's messages in each hour."""
+    """Sending pattern: a factor for each weekday from Monday on, and each hour's share of a day's messages."""
 
     weekdays: tuple[float, ...]
     hours: tuple[float, ...]
@@ -36,10 +36,10 @@ class Rhythm:
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """How one number of a channel follows from others.
+    """Rule that computes one statistic of a channel from others.
 
-    `rate` is its share of the messages or, with `of`, of that statistic; `less` is taken off. It trails the sends by
-    `delay` hours, and is complete at midnight; `late` ones, which need a delay, keep coming in through the day after.
+    `rate` is its share of the messages or, with `of`, of that statistic; the statistic `less` is subtracted. It
+    follows the sends after `delay` hours and is complete at midnight; `late` ones, with a delay, grow for another day.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Statistic:
 
 @dataclass(frozen=True, slots=True)
 class VariationModel:
-    """One variation: its share of the campaign's messages, and how well it does (1 is average)."""
+    """Variation: its share of the campaign's messages, and its appeal to recipients (1 is average)."""
 
     id: str
     name: str | None = None
@@ -62,7 +62,7 @@ class VariationModel:
 
 @dataclass(frozen=True, slots=True)
 class ChannelModel:
-    """A channel's variations, perhaps none, and its statistics beyond those of STATISTICS."""
+    """Channel: its variations, perhaps none, and the statistics it has beside those of STATISTICS."""
 
     name: str
     variations: tuple[VariationModel, ...] = ()
@@ -71,10 +71,10 @@ class ChannelModel:
 
 @dataclass(frozen=True, slots=True)
 class CampaignModel:
-    """One campaign: `base` messages on an average day, sent in its rhythm over its channels.
+    """Campaign: `base` messages on an average day, sent in its rhythm over its channels.
 
-    `multivariate` campaigns are answered in the form that Braze documents under this name: without `message` and
-    variation ids, with one conversion event. Drafts and archived campaigns send nothing.
+    Responses about `multivariate` campaigns have the form that Braze documents under this name: without `message`
+    and variation ids, with one conversion event. Drafts and archived campaigns send nothing.
     """
 
     id: str
@@ -93,19 +93,19 @@ class CampaignModel:
 
 
 def campaign_models(count: int, seed: int = 1) -> tuple[CampaignModel, ...]:
-    """Invent `count` campaigns; the first dozen covers every documented channel, rhythm and shape of answer."""
+    """Invent `count` campaigns; the first twelve have every documented channel, rhythm and form of response."""
     return tuple(_campaign(seed, number) for number in range(count))
 
 
 def data_series(campaign: CampaignModel, last: date, length: int, *, now: float, zone: tzinfo) -> dict[str, object]:
-    """Return Braze's answer for `length` days that end with `last`, oldest first, as known at the Unix time `now`."""
+    """Return Braze's response for `length` days up to `last`, oldest first, as of the Unix time `now`."""
     days = (last - timedelta(days=back) for back in reversed(range(length)))
     data = [daily(campaign, day, now=now, zone=zone) for day in days]
     return {"data": data} if campaign.multivariate else {"message": "success", "data": data}
 
 
 def daily(campaign: CampaignModel, day: date, *, now: float, zone: tzinfo) -> dict[str, object]:
-    """Return one day of a campaign as an entry of `data`; a day without activity is all zeros."""
+    """Return one day of a campaign as an entry of `data`; without activity all its numbers are zero."""
     age = _age(day, now, zone)
     age_of_previous = _age(day - timedelta(days=1), now, zone)
     messages: dict[str, list[dict[str, object]]] = {}
@@ -122,7 +122,7 @@ def daily(campaign: CampaignModel, day: date, *, now: float, zone: tzinfo) -> di
 
 
 def details(campaign: CampaignModel, *, now: float, zone: tzinfo) -> dict[str, object]:
-    """Return Braze's answer about the campaign itself; whole e-mails make it large."""
+    """Return Braze's response with the details of a campaign, which include whole e-mails."""
     return {
         "message": "success",
         "created_at": _noon(campaign.started),
@@ -252,7 +252,7 @@ STATISTICS: Mapping[str, tuple[Statistic, ...]] = MappingProxyType(
         "kindle_push": _PUSH,
         "trigger_in_app_message": _IN_APP,
         "in_app_message": _IN_APP,
-        # Not documented: what a client has never heard of, it must carry nevertheless.
+        # Not documented: clients must keep channels and statistics that they do not know.
         "rcs": (
             Statistic("sent"),
             Statistic("delivered", 0.97, delay=_SOON),
@@ -261,14 +261,14 @@ STATISTICS: Mapping[str, tuple[Statistic, ...]] = MappingProxyType(
         ),
     }
 )
-"""Each channel's statistics; the first counts the messages, and every other one stands behind those it follows from."""
+"""Statistics of each channel: first the number of messages, and each other one after those that it is computed from."""
 
 _CONVERTED = Statistic("conversions_by_send_time", 0.01, delay=3.0, late=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """The pattern of a campaign, with its variations' names by channel; None stands for a campaign without variants."""
+    """Template for campaigns, with the variations' names by channel; None is for a campaign without variants."""
 
     name: str
     rhythm: Rhythm
@@ -350,7 +350,7 @@ def _campaign(seed: int, number: int) -> CampaignModel:
 
 
 def _channels(kind: _Kind, key: str) -> tuple[ChannelModel, ...]:
-    """Split the campaign over channels of different sizes, and these over variations of different luck."""
+    """Divide the campaign into channels of different sizes, and these into variations."""
     places = [(channel, place, name) for channel, names in kind.channels.items() for place, name in enumerate(names)]
     whole = sum(_size(key, *place) for place in places)
     return tuple(
@@ -380,9 +380,9 @@ def _variation(key: str, at: tuple[str, int, str | None], whole: float) -> Varia
 
 
 def _age(day: date, now: float, zone: tzinfo) -> float:
-    """Return how far the day and the one after it are through, 0 to 48.
+    """Return the hours that have passed of a day and the one after it, 0 to 48.
 
-    An hour here is a 24th of a day from midnight to midnight, so days of 23 and 25 hours need no care elsewhere.
+    An hour here is a 24th of the day, so that days of 23 and 25 hours are no special case elsewhere.
     """
     starts = [_midnight(day + timedelta(days=days), zone) for days in range(3)]
     if now < starts[1]:
@@ -396,7 +396,7 @@ def _midnight(day: date, zone: tzinfo) -> float:
 
 
 def _messages(campaign: CampaignModel, variation: VariationModel, day: date) -> float:
-    """Return how many messages the variation sends on the whole day, not yet a round number."""
+    """Return the number of messages that the variation sends on the whole day, not rounded yet."""
     if day < campaign.started or campaign.archived or campaign.draft:
         return 0.0
     noise = (1 + 0.06 * _spread(_noise(campaign.id, day)[0])) * (1 + 0.01 * _spread(_noise(variation.id, day)[-2]))
@@ -406,7 +406,7 @@ def _messages(campaign: CampaignModel, variation: VariationModel, day: date) -> 
 def _counts(
     campaign: CampaignModel, channel: ChannelModel, variation: VariationModel, day: date, age: float
 ) -> dict[str, int]:
-    """Return the statistics of a variation, rounded down step by step: parts never exceed what they are part of."""
+    """Return the statistics of a variation, each rounded down, so that a part never exceeds its whole."""
     statistics = (*STATISTICS.get(channel.name, ()), *channel.extra)
     if variation.name == CONTROL_GROUP:
         statistics = (Statistic("enrolled"),)
@@ -424,9 +424,9 @@ def _counts(
 def _outcome(
     campaign: CampaignModel, variation: VariationModel, day: date, age: float, age_of_previous: float
 ) -> dict[str, float]:
-    """Return conversions by the day of sending, and revenue and conversions by their own day.
+    """Return conversions by send time, and revenue and conversions by their own day.
 
-    The latter are those of the day's own messages until midnight, and the late ones of the day before.
+    The latter come from the day's own messages until midnight, and from late reactions to the day before.
     """
     by_send_time, by_midnight = _conversions(campaign, variation, day, (age, min(age, 24.0)))
     previous = day - timedelta(days=1), (age_of_previous, min(age_of_previous, 24.0))
@@ -442,7 +442,7 @@ def _outcome(
 def _conversions(
     campaign: CampaignModel, variation: VariationModel, day: date, ages: Iterable[float]
 ) -> list[tuple[int, int, int, int]]:
-    """Return how often the events A to D had followed from the messages of `day`, at each of its ages."""
+    """Return the conversions A to D that the messages of `day` have led to, at each of these ages."""
     messages = _messages(campaign, variation, day)
     rate = _CONVERTED.rate * variation.appeal * (1 + 0.06 * _spread(_noise(variation.id, day)[-1]))
     first = [math.floor(rate * _reached(campaign.rhythm, messages, _CONVERTED, age)) for age in ages]
@@ -452,7 +452,7 @@ def _conversions(
 def _row(
     campaign: CampaignModel, variation: VariationModel, counts: Mapping[str, int], outcome: Mapping[str, float]
 ) -> dict[str, object]:
-    """Return the variation in one of Braze's two shapes: without variants there is no name and no outcome."""
+    """Return a variation's row in one of Braze's two forms: without variants it has no name and no outcome."""
     row: dict[str, object] = {}
     if variation.name is not None:
         row["variation_name"] = variation.name
@@ -468,23 +468,23 @@ def _total(campaign: CampaignModel, outcomes: Sequence[Mapping[str, float]]) -> 
     names = dict.fromkeys(name for outcome in outcomes for name in outcome)
     total: dict[str, object] = {name: round(sum(outcome[name] for outcome in outcomes), 2) for name in names}
     if sum(1 for channel in campaign.channels if channel.variations) > 1:
-        # Some people are reached on several channels and are counted once.
+        # Recipients of several channels are counted once.
         total["unique_recipients"] = math.floor(0.9 * sum(outcome["unique_recipients"] for outcome in outcomes))
     return total
 
 
 def _reached(rhythm: Rhythm, messages: float, statistic: Statistic, age: float) -> int:
-    """Return how many of the day's messages are so far along that they can count in the statistic."""
+    """Return the number of the day's messages that can count in the statistic by now."""
     today = min(age, 24.0)
-    # The delay shrinks to nothing towards midnight, when what is not late is complete.
+    # The delay shrinks to zero until midnight, when every statistic is complete but the late ones.
     handed_over = _sent(rhythm, today - min(statistic.delay, _SOON) * (1 - today / 24))
     if statistic.late:
-        return math.floor(messages * min(handed_over, _answered(rhythm, age, statistic.delay)))
+        return math.floor(messages * min(handed_over, _reacted(rhythm, age, statistic.delay)))
     return math.floor(messages * _sent(rhythm, today - statistic.delay * (1 - today / 24)))
 
 
 def _sent(rhythm: Rhythm, hour: float) -> float:
-    """Return the share of the day's messages that has left by an hour of the day."""
+    """Return the share of the day's messages that are sent by an hour of the day."""
     if hour >= 24:  # noqa: PLR2004 - a day's hours; exact, where the sum of the shares may not be
         return 1.0
     whole, part = divmod(max(hour, 0.0), 1)
@@ -497,10 +497,10 @@ def _left_by(rhythm: Rhythm) -> tuple[float, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _answered(rhythm: Rhythm, age: float, delay: float) -> float:
-    """Return the share of the day's messages that people have reacted to, after `delay` hours on average.
+def _reacted(rhythm: Rhythm, age: float, delay: float) -> float:
+    """Return the share of the day's messages with a reaction; reactions take `delay` hours on average.
 
-    Reactions thin out exponentially: this is the integral over each hour's even sending.
+    They decline exponentially: this is the integral over each hour's even sending.
     """
     share = 0.0
     for hour, sent in enumerate(rhythm.hours):
@@ -513,7 +513,7 @@ def _answered(rhythm: Rhythm, age: float, delay: float) -> float:
 
 
 def _last_sent(campaign: CampaignModel, now: float, zone: tzinfo) -> str | None:
-    """Return the newest moment of sending; a campaign of in-app messages only has none."""
+    """Return the time of the latest send; a campaign with in-app messages only has none."""
     channels = {channel.name for channel in campaign.channels}
     today = datetime.fromtimestamp(now, zone).date()
     for back in range(8) if channels - {"in_app_message", "trigger_in_app_message"} else ():
@@ -543,12 +543,12 @@ def _noon(day: date) -> str:
 
 @lru_cache(maxsize=65_536)
 def _noise(of: str, day: date) -> bytes:
-    """Return what makes a day of a campaign or variation differ from others."""
+    """Return the pseudo-random bytes of a campaign's or variation's day."""
     return _random(f"{of} {day}")
 
 
 def _random(key: str) -> bytes:
-    """Return 16 bytes that look random and depend on the key alone."""
+    """Return 16 pseudo-random bytes that depend on the key alone."""
     return blake2b(key.encode(), digest_size=16).digest()
 
 
