@@ -29,8 +29,9 @@ check: ## run everything that CI runs; takes a quarter of an hour
 format-check: .venv/.dev ## check the format
 	.venv/bin/ruff format --check --quiet
 
-lint: .venv/.dev ## run the linter
+lint: .venv/.dev ## run the linters of code and imports
 	.venv/bin/ruff check --quiet
+	@imports=$$(.venv/bin/lint-imports --no-cache --no-logo 2>&1) || { echo "$$imports"; exit 1; }
 
 types: .venv/.dev ## check the types
 	.venv/bin/mypy --no-error-summary
