@@ -12,7 +12,7 @@ CHECK := format-check lint types $(TEST) checkers others
 STAGES = MAKE="$(MAKE)" sh tools/stages.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format-check lint types unit servers alone checkers others programs image dist dashboards manifests preview format bench bench-rules soak mutants lock upgrade clean
+.PHONY: help demo test check format-check lint types unit servers alone checkers others programs image dist generate preview format bench bench-rules soak mutants lock upgrade clean
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -64,10 +64,8 @@ dist: .venvs/build/.done ## build the wheel and the source package into dist, as
 	rm -rf dist
 	.venvs/build/bin/python -m hatchling build
 
-dashboards: .venv/.dev ## write the Grafana dashboards again after a change of grafana/source
+generate: .venv/.dev ## write the dashboards, and the copies of dashboards and rules in deploy, after a change of their sources
 	.venv/bin/python -W ignore -m grafana.source.generate
-
-manifests: .venv/.dev ## write the copies of rules and dashboards in deploy again after a change of either
 	.venv/bin/python -m tools.manifests
 
 preview: .venv/.dev programs ## draw the dashboards into docs/pictures; needs npm and Chromium

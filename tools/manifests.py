@@ -13,7 +13,7 @@ PROMETHEUS_RULE = ROOT / "deploy/kubernetes/components/prometheus-rule/prometheu
 CHART_FILES = ROOT / "deploy/helm/braze-exporter/files"
 
 _HEAD = """\
-# Written by `make manifests` from deploy/prometheus/rules. Do not edit.
+# Written by `make generate` from deploy/prometheus/rules. Do not edit.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
