@@ -29,7 +29,6 @@ from exporter.simulator.world import campaign_models, data_series, details, list
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import date, tzinfo
-    from types import TracebackType
     from typing import Self
 
     from exporter.simulator.world import CampaignModel
@@ -118,11 +117,8 @@ class Simulator:
 
         `campaigns` are campaigns, or the number of them to invent from the seed. `newest_day` says whether a response
         ends with the running day or with yesterday when the request has no `ending_at`. `clock` returns Unix seconds.
-        The days, their numbers (each whole second), the rate limits and the Date header follow it.
-
-        Raises:
-            ValueError: the address is not a loopback address.
-
+        The days, their numbers (each whole second), the rate limits and the Date header follow it. Raises ValueError if
+        the address is not a loopback address.
         """
         if not _is_loopback(address[0]):
             raise ValueError(f"expected a loopback address such as 127.0.0.1, got {address[0]!r}")
@@ -145,9 +141,7 @@ class Simulator:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -168,12 +162,7 @@ class Simulator:
         return self._running().accepted
 
     def start(self) -> None:
-        """Listen and serve requests in threads.
-
-        Raises:
-            OSError: the address cannot be had.
-
-        """
+        """Listen and serve requests in threads; raises OSError if it cannot listen on the address."""
         self._server = _Server(self._address, self._deliver)
         threading.Thread(target=partial(self._server.serve_forever, poll_interval=0.05), daemon=True).start()
 

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 CONTROL_GROUP = "Control Group"
 """Name of the variation that is enrolled and sent nothing."""
 
-SETTLED_HOURS = 48.0
-"""Age at which a day's numbers are final: when the day after it is over."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)  # hashed often, so by identity
 class Rhythm:
@@ -387,7 +384,7 @@ def _age(day: date, now: float, zone: tzinfo) -> float:
     starts = [_midnight(day + timedelta(days=days), zone) for days in range(3)]
     if now < starts[1]:
         return 24 * max(0.0, now - starts[0]) / (starts[1] - starts[0])
-    return min(24 + 24 * (now - starts[1]) / (starts[2] - starts[1]), SETTLED_HOURS)
+    return min(24 + 24 * (now - starts[1]) / (starts[2] - starts[1]), 48.0)  # then its numbers are final
 
 
 @lru_cache(maxsize=1024)
