@@ -259,7 +259,7 @@ def scraping(exporter: Exporter) -> Iterator[Scraper]:
 
 
 def within(footprint: Footprint, before: Footprint) -> bool:
-    """Return whether there are as many threads and open files as before, but for a thread and a connection of each poll."""
+    """Return whether threads and open files are as before, but for a thread and a connection of each poll."""
     return footprint.threads <= before.threads + 8 and footprint.files <= before.files + 2 * 8
 
 

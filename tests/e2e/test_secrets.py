@@ -64,7 +64,7 @@ class Shown:
         self.texts.append((where, text if isinstance(text, str) else text.decode(errors="replace")))
 
     def leaks(self) -> list[tuple[str, str, str]]:
-        """Return the secrets that are visible in part, where, and the text around them; upper and lower case are the same."""
+        """Return the secrets that are visible in part, where, and the text around them, in any letter case."""
         parts = {
             secret[start : start + LENGTH].lower(): name
             for name, secret in self.secrets.items()
@@ -238,7 +238,7 @@ class World:
 
 @pytest.fixture
 def world(certificates: Certificates, tmp_path: Path) -> Iterator[World]:
-    """A Braze that repeats its key in every kind of error, one that rejects it, and one whose rate limit is exceeded."""
+    """A Braze that repeats its key in every kind of error, one that rejects it, and one at its rate limit."""
     with (
         Simulator(api_key=FILE_KEY, campaigns=30) as braze,
         Simulator(api_key=VARIABLE_KEY, campaigns=2, seed=2) as refusing,

@@ -1,4 +1,4 @@
-"""The server of the simulated Braze answers as Braze does, and with the faults that it is told."""
+"""The server of the simulated Braze responds as Braze does, or with the faults that a test chooses."""
 
 import json
 import re
@@ -32,7 +32,7 @@ server = pytest.mark.server
 
 @dataclass
 class Clock:
-    """A clock that stands still until it is set."""
+    """A clock that is set by the test."""
 
     now: float = NOON
 
@@ -55,8 +55,8 @@ def braze(clock: Clock) -> Iterator[Simulator]:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A response as it arrived."""
+class Response:
+    """A response as received."""
 
     status: int
     headers: dict[str, str]
@@ -77,16 +77,16 @@ class Answer:
 
 @server
 def test_the_data_series_is_that_of_the_model(braze: Simulator) -> None:
-    """An answer holds the days up to the running one, and the numbers that the model computes for the same moment."""
-    answer = get_series(braze, EMAIL.id, length=3)
+    """A response has the days up to the running one, with the numbers that the model computes for the same moment."""
+    response = get_series(braze, EMAIL.id, length=3)
 
-    assert answer.json == data_series(EMAIL, THURSDAY, 3, now=NOON, zone=UTC)
-    assert days_of(answer) == ["2026-03-03", "2026-03-04", "2026-03-05"]
-    assert answer.headers["Content-Type"] == "application/json"
+    assert response.json == data_series(EMAIL, THURSDAY, 3, now=NOON, zone=UTC)
+    assert days_of(response) == ["2026-03-03", "2026-03-04", "2026-03-05"]
+    assert response.headers["Content-Type"] == "application/json"
 
 
 @server
-def test_answers_follow_the_clock(braze: Simulator, clock: Clock) -> None:
+def test_responses_follow_the_clock(braze: Simulator, clock: Clock) -> None:
     """The Date header and the counts are those of the given clock."""
     earlier = get_series(braze, EMAIL.id)
     clock.now += HOUR
@@ -98,7 +98,7 @@ def test_answers_follow_the_clock(braze: Simulator, clock: Clock) -> None:
 
 @server
 def test_the_newest_day_can_be_yesterday(clock: Clock) -> None:
-    """Told so, the simulator leaves the running day out, unless `ending_at` asks for it."""
+    """With `newest_day="yesterday"` the running day is left out, unless `ending_at` requests it."""
     with Simulator(newest_day="yesterday", clock=clock) as braze:
         assert days_of(get_series(braze, EMAIL.id, length=2)) == ["2026-03-03", "2026-03-04"]
         assert days_of(get_series(braze, EMAIL.id, ending_at="2026-03-05T12:00:00Z")) == ["2026-03-05"]
@@ -125,7 +125,7 @@ def test_days_are_those_of_the_time_zone(clock: Clock) -> None:
     ids=["midnight", "date", "a second later", "offset", "future"],
 )
 def test_ending_at_names_the_last_day(braze: Simulator, ending_at: str, newest: str) -> None:
-    """The last day is that of `ending_at`, without one of which only the midnight is in, and never after today."""
+    """The last day is that of `ending_at`, the day before for an `ending_at` at midnight, and never after today."""
     assert days_of(get_series(braze, EMAIL.id, ending_at=ending_at)) == [newest]
 
 
@@ -138,11 +138,11 @@ def test_ids_are_read_in_any_case(braze: Simulator) -> None:
 @server
 @pytest.mark.parametrize("key", [None, "", "wrong-key"])
 def test_a_wrong_key_is_echoed_and_has_empty_rate_headers(braze: Simulator, key: str | None) -> None:
-    """Without the right key the answer is 401, repeats what was sent, and leaves the rate headers empty."""
-    answer = get_series(braze, "not even an id", key=key)
+    """Without the right key the response is 401, repeats the key sent, and has empty rate headers."""
+    response = get_series(braze, "not even an id", key=key)
 
-    assert (answer.status, answer.json) == (401, {"message": f"Invalid API key: {key or ''}"})
-    assert answer.rate == ("", "", "")
+    assert (response.status, response.json) == (401, {"message": f"Invalid API key: {key or ''}"})
+    assert response.rate == ("", "", "")
 
 
 @server
@@ -183,15 +183,15 @@ CAMPAIGN_ID_MESSAGE = json.loads((PAYLOADS / "error_400.json").read_text())["mes
     ],
 )
 def test_bad_parameters_are_refused(braze: Simulator, target: str, message: str) -> None:
-    """A missing or wrong parameter is answered with 400 and what is wrong."""
-    answer = get(braze, target)
+    """A missing or wrong parameter gets status 400 and a message."""
+    response = get(braze, target)
 
-    assert (answer.status, answer.json) == (400, {"message": message})
+    assert (response.status, response.json) == (400, {"message": message})
 
 
 @server
 @pytest.mark.parametrize("length", [1, 100])
-def test_as_many_days_are_answered_as_asked_for(braze: Simulator, length: int) -> None:
+def test_a_response_has_as_many_days_as_requested(braze: Simulator, length: int) -> None:
     """One and a hundred days are both in the range of `length`."""
     assert len(days_of(get_series(braze, EMAIL.id, length=length))) == length
 
@@ -205,16 +205,16 @@ def test_other_urls_and_methods_are_refused(braze: Simulator) -> None:
 
 @server
 def test_data_series_has_a_limit_each_minute(clock: Clock) -> None:
-    """Within a clock minute the rest shrinks to zero and then there is 429; the next minute starts anew."""
+    """In a clock minute the remaining requests fall to zero, then there is 429; the next minute starts again."""
     clock.now = NOON + 45
     with Simulator(data_series_per_minute=2, clock=clock) as braze:
-        answers = [get_series(braze, EMAIL.id) for _ in range(3)]
+        responses = [get_series(braze, EMAIL.id) for _ in range(3)]
         clock.now = NOON + 60
         fresh = get_series(braze, EMAIL.id)
 
     reset, next_reset = f"{NOON + 60:.0f}", f"{NOON + 120:.0f}"
-    assert [answer.status for answer in answers] == [200, 200, 429]
-    assert [answer.rate for answer in answers] == [("2", "1", reset), ("2", "0", reset), ("2", "0", reset)]
+    assert [response.status for response in responses] == [200, 200, 429]
+    assert [response.rate for response in responses] == [("2", "1", reset), ("2", "0", reset), ("2", "0", reset)]
     assert (fresh.status, fresh.rate) == (200, ("2", "1", next_reset))
 
 
@@ -235,28 +235,28 @@ def test_list_and_details_share_a_limit_each_hour(clock: Clock) -> None:
 
 @server
 def test_the_documented_limits_are_the_default(braze: Simulator) -> None:
-    """Unless told otherwise the limits are 50,000 a minute and 250,000 an hour."""
-    answers = get_series(braze, EMAIL.id), get(braze, "/campaigns/list")
+    """By default the limits are 50,000 a minute and 250,000 an hour."""
+    responses = get_series(braze, EMAIL.id), get(braze, "/campaigns/list")
 
-    assert [answer.rate[:2] for answer in answers] == [("50000", "49999"), ("250000", "249999")]
+    assert [response.rate[:2] for response in responses] == [("50000", "49999"), ("250000", "249999")]
 
 
 @server
 def test_the_list_has_the_recorded_shape(braze: Simulator) -> None:
     """A page of the list has the keys of the recorded one, and the names and tags of the campaigns."""
     recorded = json.loads((PAYLOADS / "campaigns_list.json").read_text())
-    answer = get(braze, "/campaigns/list").json
-    entries = answer["campaigns"]
+    response = get(braze, "/campaigns/list").json
+    entries = response["campaigns"]
 
     assert isinstance(entries, list)
-    assert answer.keys() == recorded.keys()
+    assert response.keys() == recorded.keys()
     assert {frozenset(entry) for entry in entries} == {frozenset(recorded["campaigns"][0])}
     assert [(entry["id"], entry["name"]) for entry in entries][:2] == [(EMAIL.id, EMAIL.name), (PUSH.id, PUSH.name)]
 
 
 @server
 def test_the_list_has_pages(clock: Clock) -> None:
-    """A page holds a hundred campaigns, oldest first unless asked otherwise; past the end there are none."""
+    """A page holds a hundred campaigns, oldest first by default; past the end there are none."""
     with Simulator(campaigns=250, clock=clock) as braze:
         pages = [listed(braze, include_archived="true", page=str(page)) for page in range(4)]
         backwards = listed(braze, include_archived="true", sort_direction="desc")
@@ -268,7 +268,7 @@ def test_the_list_has_pages(clock: Clock) -> None:
 
 @server
 def test_the_list_can_be_narrowed(braze: Simulator) -> None:
-    """Archived campaigns are left out unless asked for, and so is on request what was last edited before a time."""
+    """Archived campaigns are left out by default, and on request those last edited before a time."""
     newest = max(campaign.edited for campaign in CAMPAIGNS if not campaign.archived)
 
     assert set(listed(braze, include_archived="true")) - set(listed(braze)) == {ARCHIVED.id}
@@ -280,14 +280,14 @@ def test_the_list_can_be_narrowed(braze: Simulator) -> None:
 def test_details_have_the_recorded_shape(braze: Simulator) -> None:
     """Details have the keys of the recorded ones, name the variations, and leave the control group without a name."""
     recorded = json.loads((PAYLOADS / "campaign_details.json").read_text())
-    answer = get(braze, f"/campaigns/details?campaign_id={PUSH.id}").json
-    messages = answer["messages"]
+    response = get(braze, f"/campaigns/details?campaign_id={PUSH.id}").json
+    messages = response["messages"]
 
     assert isinstance(messages, dict)
-    assert answer.keys() == recorded.keys()
+    assert response.keys() == recorded.keys()
     assert messages.keys() == {v.id for channel in PUSH.channels for v in channel.variations}
     assert {message.get("name") for message in messages.values()} == {"Variant 1", "Variant 2", None}
-    assert [answer[name] for name in ("name", "archived", "draft", "enabled", "last_sent")] == [
+    assert [response[name] for name in ("name", "archived", "draft", "enabled", "last_sent")] == [
         PUSH.name,
         False,
         False,
@@ -311,7 +311,7 @@ def test_details_hold_whole_mails(braze: Simulator) -> None:
 
 @server
 def test_requests_are_on_record(braze: Simulator) -> None:
-    """Each request is remembered with what it asked for, whether its key was right, and what it got."""
+    """Each request is recorded with its target, whether its key was right, and its status."""
     before = time.monotonic()
     get_series(braze, EMAIL.id)
     get(braze, "/campaigns/list", key="wrong")
@@ -325,7 +325,7 @@ def test_requests_are_on_record(braze: Simulator) -> None:
 
 @server
 def test_connections_are_kept_and_counted(braze: Simulator) -> None:
-    """Requests over one connection are answered one after the other, errors too; a second client is a second one."""
+    """One connection serves request after request, also after errors; a second client has a second connection."""
     with closing(connect(braze)) as connection:
         statuses = [
             exchange(connection, target).status for target in ("/campaigns/list", "/nowhere", "/campaigns/list")
@@ -337,8 +337,8 @@ def test_connections_are_kept_and_counted(braze: Simulator) -> None:
 
 
 @server
-def test_a_small_answer_is_one_segment(braze: Simulator) -> None:
-    """Headers and body are written at once, so that no client waits for an acknowledgement in between."""
+def test_a_small_response_is_one_segment(braze: Simulator) -> None:
+    """Headers and body are written at once, so that no client waits for an acknowledgement between them."""
     with closing(raw(braze, "/nowhere")) as client:
         assert client.recv(65_536).endswith(b'{"message":"No such URL"}')
 
@@ -361,27 +361,27 @@ def test_before_the_start_there_is_no_url() -> None:
 
 @server
 @pytest.mark.parametrize("status", [400, 403, 404, 429, 500, 502, 503, 504, 599])
-def test_any_status_can_be_answered(braze: Simulator, status: int) -> None:
+def test_a_fault_can_be_any_status(braze: Simulator, status: int) -> None:
     """A status comes with a message, the rate headers, and a connection that goes on."""
     braze.misbehave(Status(status), times=1)
     with closing(connect(braze)) as connection:
-        answer = exchange(connection, f"/campaigns/data_series?campaign_id={EMAIL.id}&length=1")
+        response = exchange(connection, f"/campaigns/data_series?campaign_id={EMAIL.id}&length=1")
         afterwards = exchange(connection, f"/campaigns/data_series?campaign_id={EMAIL.id}&length=1")
 
-    assert (answer.status, list(answer.json)) == (status, ["message"])
-    assert answer.rate[0] == "50000"
+    assert (response.status, list(response.json)) == (status, ["message"])
+    assert response.rate[0] == "50000"
     assert afterwards.status == 200
     assert [request.status for request in braze.requests] == [status, 200]
 
 
 @server
 def test_a_refusal_of_the_right_key_echoes_it(braze: Simulator) -> None:
-    """401 on demand is the 401 of a wrong key."""
+    """A 401 as a fault is that of a wrong key."""
     braze.misbehave(Status(401))
-    answer = get_series(braze, EMAIL.id)
+    response = get_series(braze, EMAIL.id)
 
-    assert answer.json == {"message": "Invalid API key: simulated-braze-key"}
-    assert answer.rate == ("", "", "")
+    assert response.json == {"message": "Invalid API key: simulated-braze-key"}
+    assert response.rate == ("", "", "")
 
 
 @server
@@ -403,19 +403,19 @@ def test_headers_and_body_of_a_status_can_be_given(braze: Simulator) -> None:
     [Body(b"{"), Body(b"<html>", "text/html"), Body(b"[1]"), Body(bytes(20 << 20))],
     ids=["broken", "html", "array", "large"],
 )
-def test_any_body_can_be_answered(braze: Simulator, fault: Body) -> None:
+def test_a_fault_can_be_any_body(braze: Simulator, fault: Body) -> None:
     """Broken JSON, HTML and very large bodies arrive as given, with status 200."""
     braze.misbehave(fault)
-    answer = get_series(braze, EMAIL.id)
+    response = get_series(braze, EMAIL.id)
 
-    assert answer.status == 200
-    assert answer.body == fault.content
-    assert answer.headers["Content-Type"] == fault.content_type
+    assert response.status == 200
+    assert response.body == fault.content
+    assert response.headers["Content-Type"] == fault.content_type
 
 
 @server
 def test_a_fault_can_be_for_one_campaign(braze: Simulator) -> None:
-    """Only the named campaign suffers, until it is told to behave."""
+    """Only the named campaign has the fault, until it is removed."""
     braze.misbehave(Status(500), campaign_id=EMAIL.id.upper())
     during = get_series(braze, EMAIL.id).status, get_series(braze, PUSH.id).status, get(braze, "/campaigns/list").status
     braze.behave(EMAIL.id)
@@ -426,7 +426,7 @@ def test_a_fault_can_be_for_one_campaign(braze: Simulator) -> None:
 
 @server
 def test_the_newest_fault_holds_and_the_one_before_comes_back(braze: Simulator) -> None:
-    """A fault for some requests hides the one that was there, which holds again afterwards, until all are ended."""
+    """A fault for some requests replaces the previous one, which applies again afterwards, until all are removed."""
     braze.misbehave(Status(500))
     braze.misbehave(Status(429), times=2)
     braze.misbehave(Status(503), campaign_id=PUSH.id, times=1)
@@ -439,7 +439,7 @@ def test_the_newest_fault_holds_and_the_one_before_comes_back(braze: Simulator) 
 
 @server
 def test_behaving_for_one_campaign_leaves_the_other_faults(braze: Simulator) -> None:
-    """The faults for all requests and for other campaigns outlive the end of one campaign's."""
+    """Removing one campaign's faults keeps those of other campaigns and of all requests."""
     braze.misbehave(Status(500), campaign_id=PUSH.id)
     braze.misbehave(Status(503), campaign_id=EMAIL.id)
     braze.behave(EMAIL.id)
@@ -448,8 +448,8 @@ def test_behaving_for_one_campaign_leaves_the_other_faults(braze: Simulator) -> 
 
 
 @server
-def test_latency_makes_answers_late_and_adds_to_other_faults(braze: Simulator) -> None:
-    """A late answer is the normal one, or that of another fault, after the given time."""
+def test_latency_delays_responses_and_adds_to_other_faults(braze: Simulator) -> None:
+    """A delayed response is the usual one, or that of another fault, after the given time."""
     braze.misbehave(Latency(0.15))
     start = time.monotonic()
     normal = get_series(braze, EMAIL.id)
@@ -461,8 +461,8 @@ def test_latency_makes_answers_late_and_adds_to_other_faults(braze: Simulator) -
 
 
 @server
-def test_a_hung_request_is_never_answered(braze: Simulator) -> None:
-    """The request is taken and recorded without a status, others are answered, and it ends when the client goes."""
+def test_a_hung_request_gets_no_response(braze: Simulator) -> None:
+    """The request is recorded without a status, others get responses, and it ends when the client disconnects."""
     threads = threading.active_count()
     braze.misbehave(Hang(), campaign_id=EMAIL.id)
     with closing(raw(braze, f"/campaigns/data_series?campaign_id={EMAIL.id}&length=1")) as client:
@@ -478,8 +478,8 @@ def test_a_hung_request_is_never_answered(braze: Simulator) -> None:
 
 @server
 @pytest.mark.parametrize(("after", "received"), [(0, b""), (10, b"HTTP/1.1 2"), (17, b"HTTP/1.1 200 OK\r\n")])
-def test_an_answer_can_be_cut_anywhere(braze: Simulator, after: int, received: bytes) -> None:
-    """So many bytes of the real answer arrive, then the connection ends."""
+def test_a_response_can_be_cut_anywhere(braze: Simulator, after: int, received: bytes) -> None:
+    """A number of bytes of the response arrive, then the connection ends."""
     braze.misbehave(Cut(after))
     with closing(raw(braze, f"/campaigns/data_series?campaign_id={EMAIL.id}&length=1")) as client:
         assert read_all(client) == received
@@ -487,7 +487,7 @@ def test_an_answer_can_be_cut_anywhere(braze: Simulator, after: int, received: b
 
 
 @server
-def test_an_answer_can_be_cut_in_its_body(braze: Simulator) -> None:
+def test_a_response_can_be_cut_in_its_body(braze: Simulator) -> None:
     """A client that knows the length sees that the body is not whole."""
     braze.misbehave(Cut(400))
     with pytest.raises(IncompleteRead):
@@ -495,21 +495,21 @@ def test_an_answer_can_be_cut_in_its_body(braze: Simulator) -> None:
 
 
 @server
-def test_an_answer_can_drip_from_its_first_byte(braze: Simulator) -> None:
-    """The whole answer arrives in the end, a byte each interval."""
+def test_a_response_can_drip_from_its_first_byte(braze: Simulator) -> None:
+    """The whole response arrives, one byte each interval."""
     braze.misbehave(Drip(0.002, "headers"), times=1)
     start = time.monotonic()
     with closing(connect(braze)) as connection:
-        answer = exchange(connection, "/nowhere")
+        response = exchange(connection, "/nowhere")
         elapsed = time.monotonic() - start
         afterwards = exchange(connection, "/nowhere")
 
-    assert elapsed >= 0.002 * (len(answer.body) + 100)
-    assert (answer.status, answer.json) == (afterwards.status, afterwards.json) == (404, {"message": "No such URL"})
+    assert elapsed >= 0.002 * (len(response.body) + 100)
+    assert (response.status, response.json) == (afterwards.status, afterwards.json) == (404, {"message": "No such URL"})
 
 
 @server
-def test_an_answer_can_drip_from_its_body(braze: Simulator) -> None:
+def test_a_response_can_drip_from_its_body(braze: Simulator) -> None:
     """The headers arrive at once, the body's bytes one by one."""
     braze.misbehave(Drip(0.1))
     with closing(raw(braze, "/nowhere")) as client:
@@ -548,7 +548,7 @@ def test_closing_is_prompt_whatever_goes_on(clock: Clock, fault: Fault | None) -
 
 @server
 def test_a_closed_simulator_refuses_connections(clock: Clock) -> None:
-    """After closing nothing listens; closing again does no harm, and the same port can be had again."""
+    """After closing nothing listens, closing again is harmless, and the same port is free again."""
     with Simulator(clock=clock) as braze:
         url = urlsplit(braze.url)
         assert get(braze, "/campaigns/list").status == 200
@@ -563,7 +563,7 @@ def test_a_closed_simulator_refuses_connections(clock: Clock) -> None:
 
 @server
 def test_clients_that_break_off_are_no_news(braze: Simulator, capfd: pytest.CaptureFixture[str]) -> None:
-    """A client that resets its connection in the middle of an answer leaves no trace on the terminal."""
+    """A client that resets its connection in the middle of a response causes no output."""
     threads = threading.active_count()
     braze.misbehave(Drip(0.001, "headers"))
     client = raw(braze, "/nowhere")
@@ -580,8 +580,8 @@ def test_clients_that_break_off_are_no_news(braze: Simulator, capfd: pytest.Capt
 
 def get_series(
     braze: Simulator, campaign_id: str, *, length: int = 1, ending_at: str = "", key: str | None = "simulated-braze-key"
-) -> Answer:
-    """Ask for a campaign's data series."""
+) -> Response:
+    """Request a campaign's data series."""
     target = f"/campaigns/data_series?campaign_id={quote(campaign_id)}&length={length}"
     return get(braze, target + (f"&ending_at={quote(ending_at)}" if ending_at else ""), key=key)
 
@@ -593,32 +593,32 @@ def listed(braze: Simulator, **parameters: str) -> list[str]:
     return [campaign["id"] for campaign in campaigns]
 
 
-def days_of(answer: Answer) -> list[str]:
+def days_of(response: Response) -> list[str]:
     """Return the days of a data series."""
-    data = answer.json["data"]
+    data = response.json["data"]
     assert isinstance(data, list)
     return [day["time"] for day in data]
 
 
-def get(braze: Simulator, target: str, *, key: str | None = "simulated-braze-key", method: str = "GET") -> Answer:
+def get(braze: Simulator, target: str, *, key: str | None = "simulated-braze-key", method: str = "GET") -> Response:
     """Send one request over a connection of its own."""
     with closing(connect(braze)) as connection:
         return exchange(connection, target, key=key, method=method)
 
 
 def connect(braze: Simulator) -> HTTPConnection:
-    """Return a connection that gives up in the end."""
+    """Return a connection with a timeout."""
     url = urlsplit(braze.url)
     return HTTPConnection(url.hostname or "", url.port, timeout=20)
 
 
 def exchange(
     connection: HTTPConnection, target: str, *, key: str | None = "simulated-braze-key", method: str = "GET"
-) -> Answer:
-    """Send a request and read the answer."""
+) -> Response:
+    """Send a request and read the response."""
     connection.request(method, target, headers={} if key is None else {"Authorization": f"Bearer {key}"})
-    response = connection.getresponse()
-    return Answer(response.status, dict(response.getheaders()), response.read())
+    received = connection.getresponse()
+    return Response(received.status, dict(received.getheaders()), received.read())
 
 
 def raw(braze: Simulator, target: str) -> socket.socket:
@@ -630,7 +630,7 @@ def raw(braze: Simulator, target: str) -> socket.socket:
 
 
 def read_all(client: socket.socket) -> bytes:
-    """Read until the connection ends, in whatever way."""
+    """Read until the connection ends or is reset."""
     received = b""
     try:
         while part := client.recv(1 << 20):
@@ -641,7 +641,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition, in vain for 20 seconds at most."""
+    """Wait for a condition, at most 20 seconds."""
     deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

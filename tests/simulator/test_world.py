@@ -41,7 +41,7 @@ def test_ids_are_different_uuids() -> None:
 
 
 def test_a_dozen_campaigns_cover_every_documented_channel() -> None:
-    """The first twelve send through all channels that Braze documents, and one that it does not."""
+    """The first twelve have all channels that Braze documents, and one that it does not."""
     documented = {"email", "sms", "whats_app", "webhook", "ios_push", "android_push", "web_push", "kindle_push"}
     documented |= {"content_cards", "trigger_in_app_message", "in_app_message"}
 
@@ -52,21 +52,21 @@ def test_a_dozen_campaigns_cover_every_documented_channel() -> None:
     ("file", "campaign"),
     [("email_single_variation", EMAIL), ("push_with_control_group", PUSH), ("in_app_multivariate", IN_APP)],
 )
-def test_answers_have_the_recorded_shape(file: str, campaign: CampaignModel) -> None:
-    """An answer has the very keys of the recorded one, in the answer, the day and each kind of row."""
+def test_responses_have_the_recorded_shape(file: str, campaign: CampaignModel) -> None:
+    """A response has the same keys as the recorded one, in the response, the day and each kind of row."""
     recorded = json.loads((PAYLOADS / f"{file}.json").read_text())
 
     assert shape(series(campaign)) == shape(recorded)
 
 
 def test_rows_of_every_channel_have_the_recorded_statistics() -> None:
-    """Each channel's rows have the keys of the recorded rows; one unheard-of statistic comes on top."""
+    """Each channel's rows have the keys of the recorded rows; one unknown statistic is added."""
     recorded = shape(json.loads((PAYLOADS / "all_channels.json").read_text()))
     invented = shape(series(EVERYTHING))
     invented.rows["ios_push"] = {keys - {'carousel_slide_1_Summer "Sale"_click'} for keys in invented.rows["ios_push"]}
 
     assert {channel: invented.rows[channel] for channel in recorded.rows} == recorded.rows
-    assert (invented.answer, invented.day) == (recorded.answer, recorded.day)
+    assert (invented.response, invented.day) == (recorded.response, recorded.day)
 
 
 def test_unknown_statistics_are_invented_too() -> None:
@@ -139,7 +139,7 @@ def test_parts_stay_within_what_they_are_part_of(campaign: CampaignModel, day: d
 
 @pytest.mark.parametrize("zone", [UTC, BERLIN, ZoneInfo("Australia/Sydney")], ids=str)
 def test_counts_restart_at_the_midnight_of_the_zone(zone: tzinfo) -> None:
-    """At midnight the new day stands at zero, and an hour earlier it was the day before that was running."""
+    """At midnight the new day is at zero; an hour earlier the day before was still running."""
     now = midnight(THURSDAY, zone)
 
     assert set(numbers(daily(EMAIL, THURSDAY, now=now, zone=zone)).values()) == {0}
@@ -160,7 +160,7 @@ def test_most_messages_leave_in_the_daytime() -> None:
 
 
 def test_reactions_trail_the_sends() -> None:
-    """At the height of a mailing most mails are out and delivered, while the opens have only begun."""
+    """In the middle of a mailing most e-mails are sent and delivered, and few are opened."""
     during = rows(daily(NEWSLETTER, THURSDAY, now=midnight(THURSDAY, UTC) + 10.5 * HOUR, zone=UTC))[0]
     complete = rows(daily(NEWSLETTER, THURSDAY, now=midnight(THURSDAY, UTC) + 24 * HOUR, zone=UTC))[0]
 
@@ -169,7 +169,7 @@ def test_reactions_trail_the_sends() -> None:
 
 
 def test_nothing_is_opened_before_it_is_delivered() -> None:
-    """In the first minutes of even the largest mailing mails are sent, but none has arrived and been opened."""
+    """In the first minutes even of a large mailing no e-mail is delivered or opened yet."""
     minutes = midnight(THURSDAY, UTC) + 9.05 * HOUR
     row = rows(daily(replace(NEWSLETTER, base=1e9), THURSDAY, now=minutes, zone=UTC))[0]
 
@@ -178,7 +178,7 @@ def test_nothing_is_opened_before_it_is_delivered() -> None:
 
 
 def test_the_fate_of_every_message_is_known_at_midnight() -> None:
-    """When the day is over each mail of it has been delivered or has bounced."""
+    """At the end of the day each e-mail has been delivered or has bounced."""
     row = rows(daily(EMAIL, THURSDAY, now=midnight(THURSDAY, UTC) + 24 * HOUR, zone=UTC))[0]
 
     assert row["delivered"] + row["bounces"] == row["sent"] > 0
@@ -269,21 +269,21 @@ def test_days_before_the_start_are_all_zeros() -> None:
 
 @dataclass(frozen=True)
 class Shape:
-    """The keys of an answer, of its days, and of the kinds of rows in each channel."""
+    """The keys of a response, of its days, and of the kinds of rows in each channel."""
 
-    answer: set[str]
+    response: set[str]
     day: set[str]
     rows: dict[str, set[frozenset[str]]]
 
 
-def shape(answer: dict[str, object]) -> Shape:
-    """Return the keys without the values; all days of an answer are expected to have the same."""
-    data = answer["data"]
+def shape(response: dict[str, object]) -> Shape:
+    """Return the keys without the values; all days of a response must have the same keys."""
+    data = response["data"]
     assert isinstance(data, list)
     day = data[-1]
     assert all(other.keys() == day.keys() for other in data)
     return Shape(
-        set(answer),
+        set(response),
         set(day),
         {channel: {frozenset(row) for row in entries} for channel, entries in day["messages"].items()},
     )
