@@ -133,7 +133,7 @@ define install
 endef
 
 .cache/image/image.json: tools/image.sh deploy/docker/Dockerfile .dockerignore pyproject.toml README.md LICENSE \
-		requirements.lock requirements-build.lock $(wildcard exporter/*.py exporter/*/*.py) | .venv/.dev
+		requirements.lock requirements-build.lock $(wildcard exporter/*.* exporter/*/*.*) | .venv/.dev
 	sh tools/image.sh
 
 OTHERS = $(filter-out $(shell .venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'),$(INSTALLED))
