@@ -12,7 +12,7 @@ CHECK := format-check lint types $(TEST) checkers others
 STAGES = MAKE="$(MAKE)" sh tools/stages.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format-check lint types unit servers alone checkers others programs image dist dashboards manifests preview format bench bench-rules soak mutants lock upgrade clean
+.PHONY: help demo test check format-check lint types unit servers alone checkers others programs image dist generate preview format bench bench-rules soak mutants lock upgrade clean
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -29,8 +29,9 @@ check: ## run everything that CI runs; takes a quarter of an hour
 format-check: .venv/.dev ## check the format
 	.venv/bin/ruff format --check --quiet
 
-lint: .venv/.dev ## run the linter
+lint: .venv/.dev ## run the linters of code and imports
 	.venv/bin/ruff check --quiet
+	@imports=$$(.venv/bin/lint-imports --no-cache --no-logo 2>&1) || { echo "$$imports"; exit 1; }
 
 types: .venv/.dev ## check the types
 	.venv/bin/mypy --no-error-summary
@@ -63,10 +64,8 @@ dist: .venvs/build/.done ## build the wheel and the source package into dist, as
 	rm -rf dist
 	.venvs/build/bin/python -m hatchling build
 
-dashboards: .venv/.dev ## write the Grafana dashboards again after a change of grafana/source
+generate: .venv/.dev ## write the dashboards, and the copies of dashboards and rules in deploy, after a change of their sources
 	.venv/bin/python -W ignore -m grafana.source.generate
-
-manifests: .venv/.dev ## write the copies of rules and dashboards in deploy again after a change of either
 	.venv/bin/python -m tools.manifests
 
 preview: .venv/.dev programs ## draw the dashboards into docs/pictures; needs npm and Chromium
@@ -134,7 +133,7 @@ define install
 endef
 
 .cache/image/image.json: tools/image.sh deploy/docker/Dockerfile .dockerignore pyproject.toml README.md LICENSE \
-		requirements.lock requirements-build.lock $(wildcard exporter/*.py exporter/*/*.py) | .venv/.dev
+		requirements.lock requirements-build.lock $(wildcard exporter/*.* exporter/*/*.*) | .venv/.dev
 	sh tools/image.sh
 
 OTHERS = $(filter-out $(shell .venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'),$(INSTALLED))

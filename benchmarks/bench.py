@@ -1,4 +1,4 @@
-"""Measure what the exporter costs beside what else there is: scrapes, polls, starts and memory. Needs Linux and nginx.
+"""Compare the exporter with its alternatives: scrapes, polls, starts and memory. Needs Linux and nginx.
 
 Prints tables, last what should hold, and writes everything as JSON. Ratios are of one run: servers that are compared
 are measured in turns. Nothing here fails for being slow.

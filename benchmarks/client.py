@@ -1,4 +1,4 @@
-"""A client that costs so little that the differences between servers stay visible: it reads into one buffer."""
+"""HTTP client with little overhead, so that differences between servers stay visible: it reads into one buffer."""
 
 import http
 import re
@@ -13,7 +13,7 @@ _GZIP = re.compile(rb"\r\ncontent-encoding: *gzip", re.IGNORECASE)
 
 
 class Client:
-    """Asks for one page again and again, as Prometheus does: over one connection where the server keeps it."""
+    """Requests one page repeatedly, as Prometheus does, over one connection if the server keeps it alive."""
 
     def __init__(self, url: str, path: str, *, gzip: bool, accept: str = "text/plain;version=0.0.4") -> None:
         address = urlsplit(url)
@@ -27,7 +27,7 @@ class Client:
         self._connection: socket.socket | None = None
 
     def get(self) -> memoryview:
-        """Return the whole body as it came, valid until the next call; raises SystemExit for any other answer."""
+        """Return the body as received, valid until the next call; raises SystemExit unless the status code is 200."""
         if self._connection is None:
             self._connection = socket.create_connection(self._address, timeout=_TIMEOUT)
             self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,4 +1,4 @@
-"""A Braze that answers data_series as fast as Python can, for measuring its clients: any campaign, no history.
+"""A Braze that serves data_series as fast as Python can, to measure its clients: any campaign, no history.
 
 Each answer has other numbers on its last day than all those before it, and each campaign variations of its own, so that
 nobody can keep an answer. Days that are over do not change. GET /answers says how many there were, and how many seconds
@@ -27,7 +27,7 @@ _LIMIT = 50_000  # requests a minute, as Braze counts them
 
 
 class Answers:
-    """What is answered to whom."""
+    """The responses, and the requests counted."""
 
     def __init__(self, payload: str, days: int) -> None:
         self._count = 0
@@ -39,7 +39,7 @@ class Answers:
         self._bodies = [_body(given, over, data[-1], numbers) for _ in range(_FORMS)]
 
     def answer(self, head: bytes) -> bytes:
-        """Return the answer, head and body, to a request's head."""
+        """Return the response, head and body, to a request's head."""
         campaign = _CAMPAIGN.search(head)
         if campaign is None:
             about = b"%d %.3f" % (self._count, self._last - self._first)
@@ -72,12 +72,12 @@ class Connection(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember where answers go."""
+        """Keep the transport for the responses."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type checker
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer every request that is complete, after the latency."""
+        """Respond to every complete request, after the latency."""
         *heads, self._received = (self._received + data).split(b"\r\n\r\n")
         for head in heads:
             answer = self._answers.answer(head)
@@ -107,7 +107,7 @@ def _varied(value: object, numbers: random.Random, *, recipients: int | None = N
 
 
 async def main() -> None:
-    """Say where, and answer until a signal."""
+    """Print the address, and serve until a signal."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--payload", required=True, help="the name of a file in tests/data/payloads, without .json")
     parser.add_argument("--days", type=int, required=True, help="so many days, its own over and over")

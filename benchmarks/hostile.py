@@ -1,4 +1,4 @@
-"""Measure how long a scrape takes while clients do harm, and what they cost in memory and open files. Needs Linux.
+"""Measure scrapes while hostile clients are connected, and their cost in memory and open files. Needs Linux.
 
 Run it from the repository's folder: python -m benchmarks.hostile
 """
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _scrapes(url: str, seconds: float) -> Sequence[float]:
-    """Return how long scrapes took, each over a connection of its own, ten a second at most."""
+    """Return the seconds of scrapes, each over a new connection, at most ten a second."""
     times = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""Loops that do nothing but ask, each as its library is used, for comparison with an exporter that also decodes.
+"""Loops that only send requests, one for each HTTP library, for comparison with an exporter that also decodes.
 
 Prints the requests in the measured time, the seconds of CPU and the seconds that passed.
 """
@@ -21,14 +21,14 @@ _CAMPAIGNS = 100
 _WARM_UP = 0.3  # seconds that do not count
 
 PREPARED = "prepared requests"
-"""The loop that a program which uses requests with care comes to."""
+"""The loop of a program that uses requests well."""
 
 Ask = Callable[[str], object]
-"""Asks for one path with its query and reads the answer."""
+"""Requests one path with its query and reads the response."""
 
 
 def main() -> None:
-    """Ask in so many threads for so long, and print what it took."""
+    """Send requests in a number of threads for a time, and print the rate and the CPU."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("loop", choices=LOOPS)
     parser.add_argument("--url", required=True)
@@ -88,7 +88,7 @@ LOOPS: dict[str, Callable[[str, Sequence[str]], Ask]] = {
     "urllib3": _urllib3,
     "http.client": _http_client,
 }
-"""A function for each loop that returns what asks, for one thread; all targets are known beforehand."""
+"""For each loop the function that makes a thread's request function; all targets are known beforehand."""
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Memory of braze-exporter for each series, and whether it grows with polls, by its resident size.
+"""Resident memory of braze-exporter for each series, and whether it grows with polls.
 
 It is scraped compressed in both formats, each second. Memory for each series is the difference of two exporters, one of
 four times the other's series, divided by the difference in series, while each polls three times as many campaigns a
@@ -42,7 +42,7 @@ class Memory:
 
 
 def measure(payloads: Sequence[Payload], series: int, polls: int, looks: int) -> Part:
-    """Measure exporters of about so many series and of a quarter, the median of so many looks each time."""
+    """Measure exporters with about this number of series and with a quarter of it, each the median of some samples."""
     found = [
         (
             _of(payload, series // payload.series // _FEWER, polls, looks),
@@ -86,7 +86,7 @@ def _of(payload: Payload, campaigns: int, polls: int, looks: int) -> Memory:
 
 
 def _resident_after(polls: int, exporter: Exporter, clients: Sequence[Client], looks: int) -> int:
-    """Return the resident bytes when so many more polls are over, the median of the last looks."""
+    """Return the resident bytes after a number of further polls, the median of the last samples."""
     braze = exporter.workspaces.braze
     end = answered(braze).polls + polls
     seen = deque[int](maxlen=looks)

@@ -1,4 +1,4 @@
-"""An exporter as prometheus_client makes it, for comparison: it serves another's exposition as Gauges.
+"""An exporter made with prometheus_client, for comparison: it serves another's exposition as Gauges.
 
 The file named by its argument has the text format 0.0.4, label values without escapes. The URL goes to stdout.
 """
@@ -15,7 +15,7 @@ _LABEL = re.compile(r'(\w+)="([^"\\]*)"')
 
 
 def main() -> None:
-    """Set the gauges, serve them on a free loopback port, and say where."""
+    """Set the gauges, serve them on a free loopback port, and print the address."""
     gauges: dict[str, Gauge] = {}
     for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines():
         series = _SERIES.match(line)

@@ -1,4 +1,4 @@
-"""Polls of braze-exporter beside loops that only ask, all against the same fast Braze.
+"""Polls of braze-exporter beside loops that only send requests, all to the same fast Braze.
 
 Braze has a core of its own; exporter and loops have another, in turns: while one runs, the others do not. The exporter
 decodes and renders each answer, and keeps a compressed exposition ready, as for a Prometheus. Without latency a loop
@@ -37,7 +37,7 @@ LIMIT = 50_000 / 60
 """Polls a second that Braze allows a workspace."""
 
 CONCURRENCY = 256
-"""Requests in flight, for answers that take long."""
+"""Requests in flight, for slow responses."""
 
 _OURS = "braze-exporter"
 _WORKSPACES = 4  # without latency, so that pacing is not what limits
@@ -46,19 +46,19 @@ _SETTLING = 1.0  # seconds after a pause or a change of the rate, at most
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What Braze answers, and after how many seconds."""
+    """Braze's response, and its latency in seconds."""
 
     payload: Payload
     latency: float
 
     def about(self) -> str:
-        """Return it as people say it."""
+        """Return it as text for people."""
         return f"{self.payload}, {1000 * self.latency:.0f} ms"
 
 
 @dataclass(frozen=True, slots=True)
 class Polls:
-    """What one round came to: polls, or requests of a loop, each second, and the seconds of CPU of each."""
+    """Result of one round: polls, or requests of a loop, each second, and the seconds of CPU of each."""
 
     client: str
     per_second: float
@@ -69,7 +69,7 @@ CASES = (Case(EMAIL, 0), Case(PUSH, 0), Case(EMAIL, 0.05), Case(EMAIL, 0.2))
 
 
 def measure(cases: Sequence[Case], campaigns: int, rounds: int, seconds: float) -> Part:
-    """Measure in so many rounds, in each of which the exporter and every loop have so many seconds."""
+    """Measure in rounds; in each of them the exporter and every loop run for the same number of seconds."""
     lines, targets, measurements = [], list[Target](), []
     for case in cases:
         found = list(_of_case(case, campaigns, rounds, seconds))
@@ -100,12 +100,12 @@ def _of_case(case: Case, campaigns: int, rounds: int, seconds: float) -> Iterato
 
 
 def settle(seconds: float) -> None:
-    """Wait until an exporter that goes on after a pause goes on as before; no longer than what is measured then."""
+    """Wait until a resumed exporter polls at its usual rate, but not longer than the measurement takes."""
     time.sleep(min(_SETTLING, seconds))
 
 
 def polls_of(exporter: Exporter, seconds: float) -> Polls:
-    """Watch an exporter for so long."""
+    """Measure an exporter for a number of seconds."""
     braze = exporter.workspaces.braze
     count, cpu, started = answered(braze).polls, exporter.cpu(), time.monotonic()
     time.sleep(seconds)
@@ -139,7 +139,7 @@ def _line(case: Case, polls: Polls, ours: Polls) -> Sequence[str]:
 
 
 def _targets(case: Case, found: Sequence[Polls]) -> Iterator[Target]:
-    """Yield what should hold; a ratio is the median of the rounds' ratios, in which both ran one after the other."""
+    """Yield the targets; a ratio is the median of the rounds' ratios, in which both ran one after the other."""
     ours = _median(found, _OURS)
     if case.latency:
         yield Target(f"{case.about()}: polls/s to Braze's limit", ours.per_second / LIMIT, "")

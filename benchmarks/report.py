@@ -1,4 +1,4 @@
-"""What was measured: tables for people, and all of it with the machine's description as JSON."""
+"""Report of the measurements: tables for people, and everything with the machine's description as JSON."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from exporter import __version__
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A ratio or a number beside what it should be."""
+    """A ratio or a number beside its target."""
 
     name: str
     value: float
@@ -22,7 +22,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Measurements of one kind: as a table, as what should hold of them, and one by one."""
+    """Measurements of one kind: as a table, compared with their targets, and one by one."""
 
     title: str
     columns: Sequence[str]
@@ -32,7 +32,7 @@ class Part:
 
 
 def machine() -> dict[str, object]:
-    """Return what the numbers depend on besides the code."""
+    """Return the machine's description, on which the numbers depend."""
     information = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     models = re.findall(r"^model name\s*: (.+)$", information, re.MULTILINE)
     return {
@@ -61,7 +61,7 @@ def written(part: Part) -> str:
 
 
 def targets(parts: Iterable[Part]) -> Part:
-    """Return the table of what should hold."""
+    """Return the table of targets."""
     found = [target for part in parts for target in part.targets]
     lines = [(target.name, number(target.value), target.wanted) for target in found]
     return Part("What should hold", ("", "measured", "wanted"), lines, found, ())
@@ -79,7 +79,7 @@ def save(file: Path, parts: Mapping[str, Part], about: Mapping[str, object]) -> 
 
 
 def number(value: float) -> str:
-    """Return a number with three digits that count, or none after the point."""
+    """Return a number with three significant digits, or without decimals."""
     digits = next((digits for digits, limit in ((3, 1), (2, 10), (1, 100)) if abs(value) < limit), 0)
     return f"{value:,.{digits}f}"
 

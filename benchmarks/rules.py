@@ -1,4 +1,4 @@
-"""Measure what the rules cost a real Prometheus, as shares of the time between two evaluations.
+"""Measure the cost of the rules in a real Prometheus, as shares of the evaluation interval.
 
 The Prometheus holds 30 days of campaigns of mixed channels, made by the exporter's own code from the simulated Braze,
 and scrapes their present state. It loads the rule files as they are, except that no group waits longer than `--every`
@@ -32,7 +32,7 @@ import yaml
 from exporter.braze.counters import ApiStatistics
 from exporter.exposition import render
 from exporter.metrics import CAMPAIGN_STATUS, day_rows, day_timestamp, exporter_rows, status_rows, workspace_rows
-from exporter.simulator.server import (
+from exporter.simulator.world import (
     ALL_DAY,
     CONTROL_GROUP,
     MORNINGS,
@@ -95,7 +95,7 @@ _LABELS = f'job="{_JOB}",instance="{_INSTANCE}"'
 
 @dataclass(frozen=True, slots=True)
 class LookBack:
-    """What expressions look for in the past: metrics day by day, metrics at offsets, and these offsets in seconds."""
+    """Past samples that expressions read: metrics day by day, metrics at offsets, and these offsets in seconds."""
 
     daily: frozenset[str]
     at_offsets: frozenset[str]
@@ -104,7 +104,7 @@ class LookBack:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What was seen of a rule group: the seconds of its evaluations, and those of each rule in the last one."""
+    """Measurements of a rule group: the seconds of its evaluations, and those of each rule in the last one."""
 
     file: str
     name: str
@@ -157,7 +157,7 @@ def main() -> None:
 
 
 def campaigns_by_workspace(count: int) -> dict[str, list[CampaignModel]]:
-    """Invent campaigns and deal them out to the workspaces; few of them are a mixture, too."""
+    """Invent campaigns and distribute them over the workspaces; a small number has every kind, too."""
     kinds = [channels for number, channels in _MIX for _ in range(number)]
     world: dict[str, list[CampaignModel]] = {workspace: [] for workspace in ZONES}
     for number in range(count):
@@ -212,7 +212,7 @@ def expressions(*, panels_too: bool) -> str:
 
 
 def looked_back_at(text: str) -> LookBack:
-    """Find what expressions look for in the past."""
+    """Find the past samples that expressions read."""
     names = set(re.findall(r"(?<![:\w])braze_\w+", text))
     daily = {
         name for name in names if name.startswith("braze_previous_day_") or name.endswith("_day_timestamp_seconds")
@@ -285,7 +285,7 @@ def _scraped(line: str) -> str:
 
 
 def _recorded(state: CampaignState) -> Iterator[str]:
-    """Yield those recorded series that other rules look for an hour ago."""
+    """Yield the recorded series that other rules read from an hour ago."""
     ids = f'workspace="{state.workspace}",campaign_id="{state.campaign_id}"'
     if state.latest is not None:
         midnight = day_timestamp(state.latest, state.timezone)
@@ -319,7 +319,7 @@ def configure(folder: Path, target: str, every: int) -> str:
 
 
 def evaluated(server: Prometheus, times: int) -> list[Group]:
-    """Watch so many evaluations of each group over live samples, after one that is not counted."""
+    """Measure a number of evaluations of each group over live samples, after one that is not counted."""
     eventually(lambda: server.query("braze_campaign_up"), what="live samples", timeout=120)
     seen: dict[str, dict[str, float]] = defaultdict(dict)
 
@@ -363,7 +363,7 @@ def _written(server: Prometheus) -> dict[str, int]:
 
 
 def _rule(rule: Json) -> tuple[float, str]:
-    """Return the seconds of a rule's last evaluation, and what it is called."""
+    """Return the seconds of a rule's last evaluation, and its name."""
     if rule["health"] != "ok":
         raise SystemExit(f"expected the rule {rule['name']} to be evaluated, got {rule}")
     labels = rule.get("labels", {}) if rule["type"] == "recording" else {}
@@ -391,7 +391,7 @@ def print_groups(groups: Sequence[Group]) -> None:
 
 
 def asked(server: Prometheus) -> Iterator[tuple[float, str]]:
-    """Ask each query of each panel once; yield its seconds and what it is."""
+    """Run each query of each panel once; yield its seconds and its name."""
     now = int(time.time())
     one = f'campaign_id=~"{_campaign(0, {}).id}"'
     for uid, panel, target in _targets():

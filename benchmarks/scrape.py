@@ -47,7 +47,7 @@ _FEW_FROM, _ONE_FROM = 50_000, 200_000  # series from which the plain exporter i
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is asked for: how many series there should be and are, the encoding, how many polls a second are wanted."""
+    """Case: the number of series wanted and present, the encoding, and the polls a second wanted."""
 
     wanted_series: int
     series: int
@@ -74,7 +74,7 @@ class Scrapes:
 
 
 def measure(sizes: Sequence[int], seconds: float) -> Part:
-    """Measure exporters of about so many series: each server, encoding and rate for so many seconds."""
+    """Measure exporters of about a number of series: each server, encoding and rate for a number of seconds."""
     found = [scrapes for size in sizes for scrapes in _of_size(size, seconds)]
     columns = ("series", "", "polls/s", "KiB", "p50 ms", "p99 ms", "CPU ms")
     ratios = ("p50 to nginx", "CPU to nginx", "prometheus_client's p50 to ours", "its CPU", "its memory")
@@ -84,7 +84,7 @@ def measure(sizes: Sequence[int], seconds: float) -> Part:
 
 @dataclass(slots=True)
 class _Contestant:
-    """A server that is asked block by block, and what its scrapes took so far."""
+    """A server that is scraped in blocks, and the measurements so far."""
 
     name: str
     server: Server
@@ -99,7 +99,7 @@ class _Contestant:
     _ended: tuple[float, float] | None = None
 
     def block(self, seconds: float) -> None:
-        """Scrape for so long, at least once; what is between two blocks counts as what the server does besides."""
+        """Scrape for a number of seconds, at least once; CPU between two blocks is the server's other work."""
         cpu, started = self.server.cpu(), time.perf_counter()
         if self._ended:
             self._cpu_between += cpu - self._ended[0]
@@ -117,12 +117,12 @@ class _Contestant:
         self._time += self._ended[1] - started
 
     def cpu(self) -> float:
-        """Return the seconds of CPU of a scrape, without what the server does besides."""
+        """Return the seconds of CPU of a scrape, without the server's other work."""
         besides = self._cpu_between / self._time_between * self._time if self._time_between else 0
         return max(self._cpu - besides, 0) / len(self.seconds)
 
     def p99(self) -> float:
-        """Return the time within which 99 of 100 scrapes were over."""
+        """Return the 99th percentile of the times."""
         return sorted(self.seconds)[math.ceil(0.99 * len(self.seconds)) - 1]
 
 
@@ -149,7 +149,7 @@ def _of_size(series: int, seconds: float) -> Iterator[Scrapes]:
 
 @contextmanager
 def _plain(folder: Path, exposition: bytes, *, asked: bool) -> Iterator[Server | None]:
-    """Run the plain exporter where it is asked at all."""
+    """Run the plain exporter if it is measured."""
     if not asked:
         yield None
         return
@@ -160,7 +160,7 @@ def _plain(folder: Path, exposition: bytes, *, asked: bool) -> Iterator[Server |
 def _in_turns(
     exporter: Exporter, beside: Server, plain: Server | None, setting: Setting, seconds: float
 ) -> Iterator[Scrapes]:
-    """Ask all servers, each for so many seconds."""
+    """Scrape all servers, each for a number of seconds."""
     path = "/gzip" if setting.gzip else "/plain"
     contestants = [
         _Contestant(_OURS, exporter, Client(exporter.url, "/metrics", gzip=setting.gzip)),
@@ -194,7 +194,7 @@ def _in_turns(
 
 
 def _together(found: Sequence[Scrapes]) -> Iterator[Mapping[str, Scrapes]]:
-    """Yield what was measured in turns, by the name of the server."""
+    """Yield the alternating measurements, by the name of the server."""
     for setting in dict.fromkeys(scrapes.setting for scrapes in found):
         yield {scrapes.server: scrapes for scrapes in found if scrapes.setting == setting}
 

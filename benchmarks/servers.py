@@ -1,4 +1,4 @@
-"""The processes that are measured, each on loopback while its context lasts, and what they take of the machine."""
+"""The measured processes, each on loopback while its context lasts, and their use of CPU and memory."""
 
 import os
 import random
@@ -39,7 +39,7 @@ http {{
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What the fast Braze answers: a file in tests/data/payloads, for so many days, and the series that makes."""
+    """Responses of the fast Braze: a file in tests/data/payloads, the number of days, and the series in them."""
 
     file: str
     days: int
@@ -55,7 +55,7 @@ PUSH = Payload("push_with_control_group", 3, 161)
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A process that answers at `url`."""
+    """A process that listens on `url`."""
 
     program: Program
     url: str
@@ -76,7 +76,7 @@ class Server:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Keep the process from running, so that it takes nothing from what is measured meanwhile."""
+        """Suspend the process, so that it does not disturb other measurements."""
         os.kill(self.pid, signal.SIGSTOP)
         try:
             yield
@@ -86,7 +86,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Workspaces:
-    """What an exporter polls: so many campaigns, spread over so many workspaces, each at Braze's whole limit.
+    """Configuration of an exporter: a number of campaigns in a number of workspaces, each at Braze's rate limit.
 
     Several workspaces are for what is not to be held up by the pacing.
     """
@@ -124,7 +124,7 @@ class Exporter(Server):
     started_in: float
 
     def poll_at(self, rate: float) -> None:
-        """Poll so many campaigns a second from now on, or each once a second where there are fewer."""
+        """Poll this number of campaigns a second from now on, or each once a second if there are fewer."""
         interval = max(self.workspaces.campaigns / rate, _SHORTEST_INTERVAL)
         reloads = self._reloads()
         _configure(self.program.log.parent, self.workspaces, interval)
@@ -152,14 +152,14 @@ class Answered(NamedTuple):
 
 
 def answered(braze: Server) -> Answered:
-    """Return what the fast Braze has answered until now."""
+    """Return the count of the fast Braze's responses until now."""
     count, seconds = fetch(f"{braze.url}/answers").text.split()
     return Answered(int(count), float(seconds))
 
 
 @contextmanager
 def braze_exporter(folder: Path, workspaces: Workspaces, *, core: int | None = None) -> Iterator[Exporter]:
-    """Run braze-exporter; when the context starts it has polled every campaign, and does so again after a day."""
+    """Run braze-exporter; when the context starts it has polled every campaign, and its interval is a day."""
     file = _configure(folder, workspaces, _LONGEST_INTERVAL)
     command = (sys.executable, "-m", "exporter", f"--config.file={file}", "--web.listen-address=127.0.0.1:0")
     started = time.monotonic()
@@ -204,7 +204,7 @@ def _configure(folder: Path, workspaces: Workspaces, interval: float) -> Path:
 
 
 def pin(program: Program, core: int | None) -> None:
-    """Keep a process that has just begun on one core, with the threads that it will have."""
+    """Bind a new process, with its future threads, to one core."""
     if core is not None:
         os.sched_setaffinity(program.process.pid, {core})
 

@@ -1,4 +1,4 @@
-"""Run the exporter for half an hour among faults of Braze, reloads, new keys and scrapes, and see that nothing grows.
+"""Run the exporter for half an hour with faults of Braze, reloads, new keys and scrapes, and check that nothing grows.
 
 Run it from the repository's folder: python -m benchmarks.soak --minutes=30. It ends with status 1 and says why when
 memory, open files or threads grew, when something went wrong, or when the numbers at the end are not Braze's. Needs
@@ -61,7 +61,7 @@ _FAULTS: tuple[Fault, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a process holds: resident KiB, open files and threads."""
+    """Resources of a process: resident KiB, open files and threads."""
 
     memory: int
     files: int
@@ -69,7 +69,7 @@ class Footprint:
 
     @classmethod
     def of(cls, process: int) -> "Footprint":
-        """Look at a process."""
+        """Measure a process."""
         status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
         fields = dict(re.findall(r"^(\w+):\s+(\d+)", status, re.MULTILINE))
         files = len([*Path(f"/proc/{process}/fd").iterdir()])
@@ -78,7 +78,7 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """What grew: the medians of the second and of the last quarter of its samples."""
+    """Growth: the medians of the second and of the last quarter of the samples."""
 
     what: str
     early: float
@@ -97,7 +97,7 @@ def grown(samples: Sequence[Footprint], growth: float) -> list[Grown]:
 
 
 def differences(answers: Iterable[tuple[str, bytes]], metrics: str) -> list[str]:
-    """Compare Braze's answers, by campaign id, with what is scraped: the latest day, for each channel and statistic.
+    """Compare Braze's responses, by campaign id, with a scrape: the latest day, for each channel and statistic.
 
     Raises AssertionError when there is nothing to compare.
     """
@@ -134,7 +134,7 @@ class Soak:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Do everything while the context lasts."""
+        """Run all disturbances while the context lasts."""
         work: dict[str, tuple[Callable[[random.Random], object], float]] = {
             "faults": (self._trouble, 0.3),
             "reloads": (self._reload, 2),
@@ -213,7 +213,7 @@ class Soak:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Soak an exporter, print what it holds each minute, and compare."""
+    """Soak an exporter, print its resources each minute, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--minutes", type=float, default=30, help="for so long (default: %(default)s)")
     parser.add_argument("--growth", type=float, default=GROWTH, help="ratio that is too much (default: %(default)s)")
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _watched(exporter: Exporter, soak: Soak, minutes: float) -> Iterator[Footprint]:
-    """Yield what the exporter holds from second to second, and print it each minute."""
+    """Yield the exporter's resources each second, and print them each minute."""
     process = exporter.program.process
     for number in range(1, max(8, round(minutes * _SAMPLES_PER_MINUTE)) + 1):
         time.sleep(60 / _SAMPLES_PER_MINUTE)

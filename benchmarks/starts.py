@@ -1,4 +1,4 @@
-"""How long a start takes with few and with many campaigns, and whether a poll costs more with many.
+"""Duration of a start with few and with many campaigns, and the cost of a poll with each.
 
 Braze takes 200 ms for an answer and has a core of its own, the exporters another. There is one workspace, so its pacing
 alone takes 12 s for 10,000 campaigns. Afterwards the exporters poll as often as pacing allows, in turns: while one
@@ -30,12 +30,12 @@ class Start:
     cpu: float
 
     def pacing(self) -> float:
-        """Return the seconds that the pacing needs for that many polls."""
+        """Return the seconds that the rate limit needs for that number of polls."""
         return self.campaigns / LIMIT
 
 
 def measure(sizes: Sequence[int], rounds: int, seconds: float) -> Part:
-    """Measure exporters of so many campaigns; later, in so many rounds, so many seconds of polls of each."""
+    """Measure exporters of these numbers of campaigns, then their polls in rounds of some seconds."""
     with ExitStack() as stack:
         exporters, polled_in = [], []
         for campaigns in sizes:

@@ -1,4 +1,4 @@
-"""What every test can use: the option that rewrites goldens, and programs from outside as fixtures."""
+"""Fixtures for all tests: external programs, and the option that rewrites goldens."""
 
 import os
 from collections.abc import Callable, Generator, Iterator
@@ -16,14 +16,14 @@ from tests.support.system import Volume
 Server = TypeVar("Server")
 
 MISSING = "program not installed: "
-# The fixtures of programs whose tests are tests with servers, and of those that look at files and end.
+# Fixtures of programs that serve, and of programs that check files and end.
 SERVERS = {"alertmanager", "chromium", "nginx", "prometheus"}
 CHECKERS = {"amtool", "promtool"}
 
-# A busy machine is no failure. What hypothesis sets for CI stays in force.
+# A busy machine is no failure. The settings of hypothesis for CI stay in force.
 hypothesis.settings.register_profile("braze-exporter", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("braze-exporter")
-# `make soak` looks at twenty times as many examples.
+# `make soak` runs twenty times as many examples.
 hypothesis.settings.register_profile("soak", hypothesis.settings(), deadline=None, max_examples=2000)
 
 
@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses a program from outside, so that -m selects it wherever it stands."""
+    """Mark the tests that use an external program, so that -m selects them."""
     for item in items:
         if isinstance(item, pytest.Function):
             used = set(item.fixturenames)
@@ -52,7 +52,7 @@ def update_goldens(pytestconfig: pytest.Config) -> bool:
 
 @pytest.fixture
 def volume() -> Iterator[Volume]:
-    """A file system that hangs at the wish of the test, and answers at its end."""
+    """A file system that hangs when the test wants it, until the test ends."""
     volume = Volume()
     yield volume
     volume.answer()
@@ -119,7 +119,7 @@ def alertmanager(tmp_path: Path) -> Iterator[Callable[[str], Alertmanager]]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None]:
-    """Say in one line, below everything else, which programs were missing and how many tests that left out."""
+    """Print a last line with the missing programs and the number of tests skipped without them."""
     yield
     reasons = [
         report.longrepr[2]
@@ -139,7 +139,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Genera
 def _starting(
     parent: Path, name: str, run: Callable[[str, Path], AbstractContextManager[Server]]
 ) -> Iterator[Callable[[str], Server]]:
-    """Run what is started with a configuration in a folder of its own, until the context ends."""
+    """Run a server with a configuration in a folder of its own, until the context ends."""
     with ExitStack() as stack:
 
         def start(configuration: str) -> Server:

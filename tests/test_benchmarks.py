@@ -68,10 +68,10 @@ def test_rules() -> None:
 
 
 @pytest.mark.alone
-def test_large_answers() -> None:
+def test_large_responses() -> None:
     """The measurement of large responses ends by itself and prints what each shape of them did."""
     flags = ("--campaigns=2", "--seconds=1", "--shape=an empty list", "--shape=entries without anything")
-    head, *shapes = output_of("benchmarks.large_answers", *flags).splitlines()
+    head, *shapes = output_of("benchmarks.large_responses", *flags).splitlines()
 
     assert head.split() == ["responses", "MiB", "oldest", "numbers", "slowest", "scrape", "most", "memory"]
     measured = [re.findall(r"([\d.]+) (?:s|MiB)\b", line) for line in shapes]

@@ -176,11 +176,11 @@ def test_hung_keys(tmp_path: Path, volume: Volume) -> None:
     volume.hung = {tmp_path / f"key-{number}" for number in range(20)}
 
     with pytest.raises(ConfigError) as caught:
-        config.load(file, {}, budget=Budget(0.5, files=Files(volume.open)))
+        config.load(file, {}, budget=Budget(3, files=Files(volume.open)))
 
     assert [problem.partition(": ")[2] for problem in caught.value.problems] == [
         f"workspaces[{number}].api_key_file: expected a file with an API key, got one that cannot be read "
-        "(the file system does not answer within 0.5 s)"
+        "(the file system does not answer within 3 s)"
         for number in range(20)
     ]
     assert volume.opened == [file, tmp_path / "key-0"]

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from exporter.simulator.server import CONTROL_GROUP, CampaignModel, daily
+from exporter.simulator.world import CONTROL_GROUP, CampaignModel, daily
 from grafana.source.campaign import STATISTICS
 from grafana.source.channels import CHANNELS
 from grafana.source.promql import SMS

@@ -12,7 +12,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from exporter.polled import FAMILIES
-from exporter.simulator.server import STATISTICS
+from exporter.simulator.world import STATISTICS
 from grafana.source.channels import CHANNELS, COLORS
 from grafana.source.generate import FOLDER, files
 from tests.support.dashboards import (
@@ -38,7 +38,7 @@ RAW_RANGES = re.compile(r".+(_total|_bucket|_remaining)|process_.+|(variation|co
 
 
 def test_committed_dashboards_are_what_the_code_generates() -> None:
-    """`python -m grafana.source.generate` would change nothing, and there is no other file beside its own."""
+    """`make generate` would change nothing, and there is no other file beside its own."""
     committed = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
 
     assert committed == files()

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from exporter import __version__
+from grafana.source.generate import FOLDER, files
 from tests.support import objects
 from tests.support.found import some
 from tests.support.objects import CHART, KUBERNETES, Checker, Object, at, each, mapping, one, text, texts, workload
@@ -54,10 +55,26 @@ esac
 
 
 def test_copies_are_copies() -> None:
-    """Rules and dashboards that stand in deploy a second time are those of today: `make manifests` writes them."""
+    """The copies of rules and dashboards in deploy are up to date: `make generate` writes them."""
     written = {*manifests.CHART_FILES.rglob("*.*"), manifests.PROMETHEUS_RULE}
 
     assert {path: path.read_text(encoding="utf-8") for path in written if path.is_file()} == manifests.files()
+
+
+@pytest.mark.server
+def test_generated_files_are_marked() -> None:
+    """Every file that `make generate` writes is marked as generated, and no other is but the locks."""
+    generated = {*manifests.files(), *(FOLDER / name for name in files())}
+    listed = subprocess.run(
+        ["git", "-c", "safe.directory=*", "ls-files", ":(attr:linguist-generated)"],  # noqa: S607 - the user's git
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    marked = {path for path in listed.stdout.split() if not path.endswith(".lock")}
+    assert marked == {path.relative_to(ROOT).as_posix() for path in generated}
 
 
 def test_the_prometheus_rule_is_the_rule_files() -> None:

@@ -20,8 +20,9 @@ DOCUMENTS = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))
 }
-README, METRICS, CONFIGURATION, TROUBLESHOOTING = (
-    DOCUMENTS[name] for name in ("README.md", "docs/metrics.md", "docs/configuration.md", "docs/troubleshooting.md")
+README = DOCUMENTS["README.md"]
+ARCHITECTURE, METRICS, CONFIGURATION, TROUBLESHOOTING = (
+    DOCUMENTS[f"docs/{name}.md"] for name in ("architecture", "metrics", "configuration", "troubleshooting")
 )
 
 
@@ -83,6 +84,36 @@ def test_reasons() -> None:
     assert table.keys() >= set(Reason)
     for reason, advice in ADVICE.items():
         assert [text.replace("`", "") for text in table[reason][1:]] == [*advice]
+
+
+def test_the_architecture_names_every_module() -> None:
+    """Each module of the package stands in the table of its folder."""
+    modules = {path.relative_to(ROOT) for path in ROOT.glob("exporter/**/*.py") if path.name != "__init__.py"}
+    named: dict[str, set[str]] = {}
+    folder = ""
+    for package, _, names in rows(ARCHITECTURE, "Modules"):
+        folder = package.strip("`/") or folder
+        named.setdefault(folder, set()).update(re.findall(r"`(\w+)`", names))
+
+    assert modules
+    assert [module for module in modules if module.stem not in named[module.parent.as_posix()]] == []
+
+
+def test_recipes_touch_few_files_that_are_there() -> None:
+    """A statistic and an HTTP path touch four files, an API five, of which two are new; each file named exists."""
+    recipes = {row[0]: re.findall(r"`([\w/<>]+(?:/|\.\w+))`", row[1]) for row in rows(ARCHITECTURE, "Recipes")}
+    new = {recipe: [file for file in files if "<" in file] for recipe, files in recipes.items()}
+
+    assert {recipe: len(recipes[recipe]) for recipe in ("a statistic", "an HTTP path", "an API")} == {
+        "a statistic": 4,
+        "an HTTP path": 4,
+        "an API": 5,
+    }
+    assert len(new["an API"]) == 2
+    named = {file for name, files in recipes.items() for file in files if file not in new[name]} - {
+        "exporter/polled.py"  # to come
+    }
+    assert {file for file in named if not (ROOT / file).exists()} == set()
 
 
 @pytest.mark.parametrize("name", sorted(DOCUMENTS.keys() - {"docs/runbooks.md"}))  # which names recorded series, too

@@ -18,7 +18,7 @@ SOURCE = dedent("""\
     LIMIT = 5
 
 
-    class Places:
+    class SeriesLimits:
         def admit(self, row):
             with self.lock:
                 if row:
@@ -29,9 +29,9 @@ SOURCE = dedent("""\
 @pytest.mark.parametrize(
     ("line", "replaced", "by", "expected"),
     [
-        (1, "5", "6", Change("limits", "", "LIMIT = 5", "LIMIT = 6")),
-        (7, "if row", "if not row", Change("limits", "Places.admit", "if row:", "if not row:")),
-        (6, "with self.lock", "if True", Change("limits", "Places.admit", "with self.lock:", "if True:")),
+        (1, "5", "6", Change("series_limits", "", "LIMIT = 5", "LIMIT = 6")),
+        (7, "if row", "if not row", Change("series_limits", "SeriesLimits.admit", "if row:", "if not row:")),
+        (6, "with self.lock", "if True", Change("series_limits", "SeriesLimits.admit", "with self.lock:", "if True:")),
     ],
 )
 def test_a_change_is_what_differs(line: int, replaced: str, by: str, expected: Change) -> None:
@@ -40,28 +40,28 @@ def test_a_change_is_what_differs(line: int, replaced: str, by: str, expected: C
         source = above + SOURCE
         mutant = source.replace(replaced, by)
 
-        assert mutants.change_of("limits", source, mutant, line + above.count("\n")) == expected
+        assert mutants.change_of("series_limits", source, mutant, line + above.count("\n")) == expected
 
 
 def test_equivalents_are_read_with_their_reasons() -> None:
     """An entry of the list stands for the change with the same lines in the same function."""
     entry = """\
-        - module: limits
-          in: Places.admit
+        - module: series_limits
+          in: SeriesLimits.admit
           before: "if row:"
           after: "if not row:"
           reason: nobody asks
     """
 
-    change = mutants.change_of("limits", SOURCE, SOURCE.replace("if row", "if not row"), 7)
+    change = mutants.change_of("series_limits", SOURCE, SOURCE.replace("if row", "if not row"), 7)
     assert mutants.read_equivalents(dedent(entry)) == {change: "nobody asks"}
 
 
 def test_entries_whose_lines_are_gone_are_told() -> None:
     """An entry of the list is stale when its module no longer has the lines; whole lines count."""
-    there, gone = (Change("limits", "", before, "") for before in ("if row:\nreturn row", "if ro"))
+    there, gone = (Change("series_limits", "", before, "") for before in ("if row:\nreturn row", "if ro"))
 
-    assert mutants.stale({there: "", gone: ""}, {"limits": SOURCE}) == [gone]
+    assert mutants.stale({there: "", gone: ""}, {"series_limits": SOURCE}) == [gone]
 
 
 def test_no_entry_of_the_list_is_stale() -> None:

@@ -104,7 +104,7 @@ def test_stages_say_which_of_how_many_they_are(checkout: Path) -> None:
 
     assert result.returncode == 3, result
     assert result.stdout.splitlines() == [
-        "[1/3] lint: run the linter",
+        "[1/3] lint: run the linters of code and imports",
         "made: --no-print-directory --silent lint",
         "[2/3] types: check the types",
     ]
@@ -176,9 +176,9 @@ def test_programs_that_are_there_are_not_fetched_again(checkout: Path) -> None:
 def test_missing_programs_are_told_and_fatal_on_ci(checkout: Path, ci: str, status: int, said: str) -> None:
     """Without the programs from outside their tests are skipped and the run ends by saying so; on CI they fail."""
     tests = checkout / "tests"
-    tests.mkdir()
-    for module in ("conftest.py", "servers.py", "system.py"):
-        shutil.copy(ROOT / "tests" / module, tests)
+    (tests / "support").mkdir(parents=True)
+    for module in ("conftest.py", "support/servers.py", "support/system.py"):
+        shutil.copy(ROOT / "tests" / module, tests / module)
     (tests / "test_programs.py").write_text(
         "def test_rules(promtool): pass\ndef test_scrape(prometheus): pass\n", encoding="utf-8"
     )

@@ -1,4 +1,4 @@
-"""Write what deploy/ holds a second time of the rules and dashboards: for the Prometheus operator and the Helm chart.
+"""Write the copies of rules and dashboards in deploy/: for the Prometheus operator and the Helm chart.
 
 Kustomize cannot wrap a file into another object, and Helm reads no file outside its chart.
 """
@@ -13,7 +13,7 @@ PROMETHEUS_RULE = ROOT / "deploy/kubernetes/components/prometheus-rule/prometheu
 CHART_FILES = ROOT / "deploy/helm/braze-exporter/files"
 
 _HEAD = """\
-# Written by `make manifests` from deploy/prometheus/rules. Do not edit.
+# Written by `make generate` from deploy/prometheus/rules. Do not edit.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
@@ -27,7 +27,7 @@ spec:
 
 
 def main() -> None:
-    """Write every file anew, and remove what has no source any more."""
+    """Write every file, and remove files without a source."""
     wanted = files()
     for path in set(CHART_FILES.glob("*/*")) - wanted.keys():
         path.unlink()

@@ -64,7 +64,7 @@ class Mutant:
     source: str
 
     def __str__(self) -> str:
-        """Show it as people read it."""
+        """Return it as text for people."""
         change = self.change
         lines = [
             *(f"- {line}" for line in change.before.split("\n")),
@@ -142,7 +142,7 @@ def mutants_of(module: str, seed: str) -> Iterator[tuple[int, Iterator[Mutant]]]
 
 
 def copy_checkout(folder: Path) -> Path:
-    """Copy what git knows or would know, and lead to what make has installed."""
+    """Copy the files that git tracks or would track, and link the folders that make has installed."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],  # noqa: S607 - the user's git
         cwd=ROOT,
@@ -200,7 +200,7 @@ def run_tests(checkout: Path, files: Sequence[str], *, timeout: float | None) ->
 def try_module(
     module: str, checkouts: Sequence[Path], equivalents: dict[Change, str], *, sample: int, seed: str
 ) -> Counter[str]:
-    """Try a sample of a module's mutants in the checkouts, print those that survive, and count what came of them."""
+    """Test a sample of a module's mutants in the checkouts, print those that survive, and count the outcomes."""
     files = tests_of(module)
     if not files:
         print(f"exporter/{module}.py: no tests of its own; name some in TESTS of tools/mutants.py")
@@ -248,7 +248,7 @@ def try_module(
 
 
 def summary(counts: Counter[str]) -> str:
-    """Say how many of the mutants were killed."""
+    """Return the number of killed mutants as text."""
     killed = counts["failed"] + counts["timeout"]
     tried = killed + counts["passed"]
     return (
@@ -267,7 +267,7 @@ def stale(equivalents: dict[Change, str], sources: dict[str, str]) -> list[Chang
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Try mutants of the modules named, or of all."""
+    """Test mutants of the modules named, or of all."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("modules", nargs="*", help="exporter/braze/client.py, or braze/client; all when none is named")
     parser.add_argument("--sample", type=int, default=5, help="how many mutants of each module (%(default)s)")

@@ -25,7 +25,7 @@ def without_context(node: cst.With) -> Iterator[cst.CSTNode]:
 
 
 def without_effect(node: cst.Expr) -> Iterator[cst.CSTNode]:
-    """Leave out a call whose result nobody takes."""
+    """Leave out a call whose result is not used."""
     if matchers.matches(node.value, matchers.Call() | matchers.Await()):
         yield cst.Pass()
 
@@ -42,7 +42,7 @@ def without_result(node: cst.Return) -> Iterator[cst.CSTNode]:
 
 
 def negated(node: cst.If | cst.While | cst.CompIf) -> Iterator[cst.CSTNode]:
-    """Do the one where the other is due."""
+    """Negate the condition."""
     test = node.test.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
     yield node.with_changes(test=cst.UnaryOperation(cst.Not(), test))
 
@@ -80,7 +80,7 @@ def walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def compiles(source: str) -> bool:
-    """Tell whether this is a module at all."""
+    """Return whether this compiles."""
     try:
         compile(source, "mutant", "exec", dont_inherit=True)
     except SyntaxError:

@@ -18,7 +18,7 @@ _BEGINS = re.compile(r"\s*([-*+] |#)")
 
 
 class ReleaseError(Exception):
-    """Tag, version and changelog do not make a release together."""
+    """Error: tag, version and changelog do not match."""
 
 
 def main(arguments: Sequence[str]) -> None:

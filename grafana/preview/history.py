@@ -10,7 +10,7 @@ from exporter.braze.counters import ApiStatistics
 from exporter.braze.errors import Reason
 from exporter.exposition import render
 from exporter.metrics import CAMPAIGN_STATUS, day_rows, exporter_rows, status_rows, workspace_rows
-from exporter.simulator.server import CONTROL_GROUP, CampaignModel, ChannelModel, VariationModel, campaign_models
+from exporter.simulator.world import CONTROL_GROUP, CampaignModel, ChannelModel, VariationModel, campaign_models
 from exporter.state import CampaignState, WorkspaceState
 from tests.support.history import polled
 

@@ -1,4 +1,4 @@
-"""Real Prometheus and Alertmanager with our rules and routes watch the exporter: trouble is told once, as is its end.
+"""Real Prometheus and Alertmanager with our rules and routes: each problem is notified once, and so is its end.
 
 The files are those that users get, only faster: what lasts an hour there takes seconds here. Days remain days: what the
 rules look up of the weeks before is in Prometheus' data from the start.
@@ -16,7 +16,8 @@ from zoneinfo import ZoneInfo
 
 from exporter.exposition import render
 from exporter.metrics import day_rows
-from exporter.simulator.server import Body, CampaignModel, Simulator, Statistic, Status, campaign_models, daily
+from exporter.simulator.server import Body, Simulator, Status
+from exporter.simulator.world import CampaignModel, Statistic, campaign_models, daily
 from tests.support.exporters import KEY, running_exporter
 from tests.support.history import polled
 from tests.support.servers import (
@@ -42,13 +43,13 @@ OF_SHOP = campaign_models(3, seed=2)
 _DURATION = re.compile(r"((?:\bfor|_for|interval|group_wait): |\boffset |\[)(\d+)([smh])\b(?!:)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _LONGEST = 2 * HOUR
-"""What is longer compares days, or keeps Alertmanager from telling something again."""
+"""Longer durations compare days, or keep Alertmanager from repeating a notification."""
 _ABOUT = ("campaign_name", "workspace", "job", "alertname")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Notification:
-    """What a message of Alertmanager tells a receiver that is new; `about` has the campaigns, workspaces or jobs.
+    """News in a notification of Alertmanager; `about` has the campaigns, workspaces or jobs.
 
     Alerts that began are one notification. Each end is one of its own: polls find campaigns mended one by one, and
     whether their ends share a message is chance.
@@ -103,7 +104,7 @@ def test_trouble_at_braze(tmp_path: Path, promtool: Path, alertmanager: StartAle
 
 
 def test_killed_exporter(tmp_path: Path, promtool: Path, alertmanager: StartAlertmanager) -> None:
-    """While no exporter answers this is all that is told; trouble from before neither ends nor comes up again by it."""
+    """While no exporter is up this is the only notification; earlier alerts neither end nor are notified again."""
     zone = where_it_is_noon()
     with Simulator(campaigns=(APP, PASSCODE), api_key=KEY, timezone=zone) as main:
         main.misbehave(today(replace(PASSCODE, base=0), zone), campaign_id=PASSCODE.id)
@@ -167,7 +168,7 @@ class Watch:
 def watching(
     exporter: str, zone: ZoneInfo, folder: Path, promtool: Path, alertmanager: StartAlertmanager
 ) -> Iterator[Watch]:
-    """Run Prometheus and Alertmanager with what deploy/ holds, on an exporter's address, with weeks of history."""
+    """Run Prometheus and Alertmanager with the files of deploy/ and weeks of history, for an exporter's address."""
     server = folder / "prometheus"
     (server / "rules").mkdir(parents=True)
     for file in (ROOT / "deploy/prometheus/rules").iterdir():
@@ -225,7 +226,7 @@ def receiving() -> Iterator[tuple[str, Sequence[Notification]]]:
 
 
 def ended(notification: Notification) -> list[Notification]:
-    """Return the notifications of the end of what another told."""
+    """Return the notifications that another one has ended."""
     return [replace(notification, status="resolved", about=(each,)) for each in notification.about]
 
 
@@ -256,7 +257,7 @@ def configured(folder: Path, zone: ZoneInfo, **workspaces: Simulator) -> Path:
 
 
 def today(campaign: CampaignModel, zone: ZoneInfo, *, ahead: float = 0) -> Body:
-    """Return Braze's answer for a campaign that is another than usual since this midnight, as of so many seconds on."""
+    """Return Braze's response for a campaign that changes at this midnight, at a number of seconds after it."""
     now = time.time() + ahead
     day = datetime.fromtimestamp(now, zone).date()
     (usual,) = (each for each in (WELCOME, CART, PASSCODE, APP) if each.id == campaign.id)
@@ -266,7 +267,7 @@ def today(campaign: CampaignModel, zone: ZoneInfo, *, ahead: float = 0) -> Body:
 
 
 def bouncing(campaign: CampaignModel) -> CampaignModel:
-    """Return a campaign of e-mails of which so many bounce in a day as when a third did within one of its hours."""
+    """Return a campaign of e-mails with a high bounce rate, as after an hour in which a third bounced."""
     bounces = (Statistic("bounces", 0.055), Statistic("delivered", less="bounces"))
     return replace(campaign, channels=tuple(replace(channel, extra=bounces) for channel in campaign.channels))
 

@@ -18,7 +18,7 @@ FIRST, LAST = "# HELP braze_message_", "python_gc_collections_total{"
 
 @pytest.fixture(scope="module")
 def exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exporter]:
-    """An exporter with a few hundred campaigns, whose answer has many slices; Braze is gone, so none changes."""
+    """An exporter with a few hundred campaigns, so that a response has many slices; without Braze none changes."""
     with ExitStack() as stack:
         with Simulator(api_key=KEY, campaigns=300) as braze:
             file = configure(tmp_path_factory.mktemp("exporter"), braze)
@@ -27,7 +27,7 @@ def exporter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exporter]:
 
 
 def test_curl(curl: Path, exporter: Exporter) -> None:
-    """Curl decompresses an answer of many polls and of this moment as one."""
+    """Curl decompresses a response with the cached body and the current metrics as one."""
     command = (curl, "--silent", "--show-error", "--noproxy", "*", "--compressed", f"{exporter.url}/metrics")
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -47,5 +47,5 @@ def test_chromium(chromium: Path, tmp_path: Path, exporter: Exporter) -> None:
 
 
 def braze_lines(text: str) -> list[str]:
-    """Return what Braze said."""
+    """Return Braze's numbers."""
     return [line for line in text.splitlines() if line.startswith(("braze_message_", "braze_previous_day_"))]

@@ -90,7 +90,7 @@ def test_the_policy_is_enforced(browser: Browser, exporter: Exporter) -> None:
 
 
 def test_failing_campaigns_are_found_first(browser: Browser, exporter: Exporter) -> None:
-    """What fails stands in the title, in the first sentence and in the first row, with what to do."""
+    """Failures are in the title, in the first sentence and in the first row, with what to do."""
     with browser.page(exporter.url, height=900) as page:
         assert page.evaluate("document.title") == "1 failing - braze-exporter"
         assert page.texts("p.bad") == ["1 of 12 campaigns failing: 1 bad request."]

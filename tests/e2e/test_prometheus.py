@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from exporter.simulator.server import CONTROL_GROUP, Body, Simulator, campaign_models, daily
+from exporter.simulator.server import Body, Simulator
+from exporter.simulator.world import CONTROL_GROUP, campaign_models, daily
 from tests.support.exporters import KEY, Exporter, configure, running_exporter
 from tests.support.servers import Answer, Prometheus, eventually, serving
 
@@ -162,7 +163,7 @@ def samples_of(server: Prometheus) -> dict[Series, float]:
 
 
 def targets(server: Prometheus) -> list[dict[str, object]]:
-    """Return what Prometheus says of the targets it scrapes."""
+    """Return Prometheus' targets."""
     answer = server.ask("targets")
     assert isinstance(answer, dict)
     active = answer["activeTargets"]
@@ -171,19 +172,19 @@ def targets(server: Prometheus) -> list[dict[str, object]]:
 
 
 def series(name: str, labels: dict[str, str]) -> Series:
-    """Return the series of a name and labels; to Prometheus an empty label is none."""
+    """Return the series of a name and labels; Prometheus drops empty labels."""
     return name, frozenset((label, value) for label, value in labels.items() if value)
 
 
 @contextmanager
 def unchanged(exporter: Exporter) -> Iterator[str]:
-    """The exporter's own address: Prometheus 2.42 asks for OpenMetrics by itself."""
+    """The exporter's own address: Prometheus 2.42 requests OpenMetrics."""
     yield exporter.url
 
 
 @contextmanager
 def text_only(exporter: Exporter) -> Iterator[str]:
-    """The address of a relay that asks the exporter for text, whatever it is asked for: Prometheus 2.42 cannot."""
+    """The address of a relay that requests the text format, which Prometheus 2.42 cannot be configured to do."""
 
     def relay(path: str, _: bytes) -> Answer:
         answer = exporter.ask(path, Accept="text/plain")

@@ -40,7 +40,7 @@ def names_of(braze: Simulator) -> dict[str, str]:
 
 
 def reload(exporter: Exporter) -> tuple[int, str]:
-    """Ask for a reload; return status and text of the answer."""
+    """Request a reload; return status and text of the response."""
     answer = exporter.ask("/-/reload", method="POST")
     return answer.status_code, answer.text
 
@@ -51,7 +51,7 @@ def shown(exporter: Exporter) -> set[str]:
 
 
 def test_over_http(tmp_path: Path, braze: Simulator) -> None:
-    """When POST /-/reload answers 200 the new file is in force, with a bad file nothing changes but the metrics."""
+    """When POST /-/reload returns 200 the new file is in force; with a bad file only the metrics of reloads change."""
     names = names_of(braze)
     others = list(names)[1:]
     file = configure(tmp_path, braze)
@@ -162,7 +162,7 @@ def test_a_file_that_hangs(tmp_path: Path, braze: Simulator) -> None:
 
 
 def test_a_signal_before_the_first_round(tmp_path: Path, braze: Simulator) -> None:
-    """A signal that comes while campaigns are asked for the first time is heeded, too."""
+    """A signal during the first poll of the campaigns also reloads."""
     names = names_of(braze)
     hanging, *others = names
     braze.misbehave(Hang(), campaign_id=hanging)
@@ -203,7 +203,7 @@ def test_warnings(tmp_path: Path, braze: Simulator) -> None:
 
 @dataclass(slots=True)
 class Footprint:
-    """What a process holds: threads, open files, and resident KiB."""
+    """Resources of a process: threads, open files, and resident KiB."""
 
     threads: int
     files: int
@@ -219,14 +219,14 @@ class Footprint:
 
 @dataclass(slots=True)
 class Scraper:
-    """What goes wrong with scrapes, and how many there were."""
+    """Errors of scrapes, and the number of scrapes."""
 
     exporter: Exporter
     scrapes: int = 0
     problems: list[str] = field(default_factory=list)
 
     def run(self, stopped: threading.Event) -> None:
-        """Scrape until stopped; each answer must be whole, with each label set once."""
+        """Scrape until stopped; each response must be complete, with each label set once."""
         while not stopped.is_set():
             try:
                 answer = self.exporter.ask()
@@ -259,12 +259,12 @@ def scraping(exporter: Exporter) -> Iterator[Scraper]:
 
 
 def within(footprint: Footprint, before: Footprint) -> bool:
-    """Tell whether threads and open files are as many as before, but for a thread and a connection of each poll."""
+    """Return whether threads and open files are as before, but for a thread and a connection of each poll."""
     return footprint.threads <= before.threads + 8 and footprint.files <= before.files + 2 * 8
 
 
 def variants(braze: Simulator, other: Simulator) -> list[Callable[[Path], object]]:
-    """Return what writes files that differ in every way a file can."""
+    """Return a function that writes files that differ in every way."""
     names = names_of(braze)
     half = dict(list(names.items())[::2])
     renamed = {name: f"{text} again" for name, text in names.items()}

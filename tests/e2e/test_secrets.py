@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.server
 
 LENGTH = 8
-"""So many characters of a secret in a row are a part of it."""
+"""Length from which a part of a secret counts as leaked."""
 
 FILE_KEY, NEXT_KEY = "q7Zk2mXw9Pfj4vLtR8", "Hb3nVc8sYdKq5gWz1T"
 VARIABLE_KEY, LIMITED_KEY = "x9Rt4uJm7EoSa2iDf6", "Nw6yQp1kCv3hBx8lGz"
@@ -64,7 +64,7 @@ class Shown:
         self.texts.append((where, text if isinstance(text, str) else text.decode(errors="replace")))
 
     def leaks(self) -> list[tuple[str, str, str]]:
-        """Return which secrets can be seen in part, where, and with what around them; in any case of letters."""
+        """Return the secrets that are visible in part, where, and the text around them, in any letter case."""
         parts = {
             secret[start : start + LENGTH].lower(): name
             for name, secret in self.secrets.items()
@@ -80,7 +80,7 @@ class Shown:
 
 
 def faults(key: str) -> tuple[Fault, ...]:
-    """Return ways in which Braze, or what stands before it, may answer and repeat the key."""
+    """Return responses of Braze, or of a proxy, that repeat the key."""
     text = key.encode()
     return (
         Status(403, b'{"message": "%s may not"}' % text),
@@ -153,7 +153,7 @@ class World:
         )
 
     def private_key(self, name: str) -> str:
-        """Return what is secret in a private key: the first characters say only what it is."""
+        """Return the secret part of a private key; the first characters only name its type."""
         return "".join(self.pem(name, "key").splitlines()[1:-1])[40:]
 
     def pem(self, name: str, kind: str) -> str:
@@ -161,7 +161,7 @@ class World:
         return (self.certificates.folder / f"{name}.{kind}").read_text(encoding="ascii")
 
     def web_configuration(self, name: str = "server") -> str:
-        """Return a web configuration, in which the private key itself stands."""
+        """Return a web configuration that contains the private key itself."""
         folder = self.certificates.folder
         key = "".join(f"    {line}\n" for line in self.pem(name, "key").splitlines())
         return (
@@ -171,7 +171,7 @@ class World:
         )
 
     def bad_web_configurations(self) -> list[str]:
-        """Return web configurations that are wrong where a secret stands."""
+        """Return web configurations with an error at a secret."""
         good, certificate = self.web_configuration(), self.certificates.folder / "server.pem"
         return [
             good.replace(self.hash, CLEAR_PASSWORD),
@@ -186,7 +186,7 @@ class World:
         ]
 
     def configuration(self) -> str:
-        """Return a configuration with a workspace for each kind of key and each kind of trouble."""
+        """Return a configuration with a workspace for each kind of key and each kind of error."""
         workspaces = (
             ("file", self.braze.url, "api_key_file: api-key", self.braze),
             ("variable", self.refusing.url, f"api_key_env: {VARIABLE}", self.refusing),
@@ -200,7 +200,7 @@ class World:
         )
 
     def bad_configurations(self) -> list[str]:
-        """Return configurations that are wrong where a secret stands."""
+        """Return configurations with an error at a secret."""
         good = self.configuration()
         return [
             good.replace("api_key_file: api-key", f"api_key: {INLINE_KEY}"),
@@ -238,7 +238,7 @@ class World:
 
 @pytest.fixture
 def world(certificates: Certificates, tmp_path: Path) -> Iterator[World]:
-    """A Braze that repeats its key in every kind of trouble, one that refuses it, and one whose limit is used up."""
+    """A Braze that repeats its key in every kind of error, one that rejects it, and one at its rate limit."""
     with (
         Simulator(api_key=FILE_KEY, campaigns=30) as braze,
         Simulator(api_key=VARIABLE_KEY, campaigns=2, seed=2) as refusing,
@@ -251,14 +251,14 @@ def world(certificates: Certificates, tmp_path: Path) -> Iterator[World]:
 
 
 def repeat_the_key(braze: Simulator) -> None:
-    """Let each of the first campaigns be answered by another fault that holds the key."""
+    """Give each of the first campaigns another fault that contains the key."""
     for campaign, fault in zip(braze.campaigns, faults(braze.api_key), strict=False):
         braze.misbehave(fault, campaign_id=campaign.id)
 
 
 @pytest.mark.parametrize(("level", "form"), [("debug", "logfmt"), ("info", "json")])
 def test_serving(level: str, form: str, world: World) -> None:
-    """Whatever is asked, answered, reloaded and replaced, and when the process ends by what nobody foresaw."""
+    """No request, response, reload, new key or crash leaks a secret."""
     few = None if level == "debug" else 2  # less of the same is logged
     with serving(world, f"--log.level={level}", f"--log.format={form}") as exporter:
         ask_for_everything(world, exporter, METHODS[:few])
@@ -276,7 +276,7 @@ def test_serving(level: str, form: str, world: World) -> None:
 
 
 def test_commands(world: World) -> None:
-    """Whatever the commands are asked, with good files and bad ones."""
+    """No command leaks a secret, with good files or bad ones."""
     web, output = f"--web.config.file={world.web_file}", f"--output={world.folder / 'braze.prom'}"
     config = f"--config.file={world.file}"
     statuses = [
@@ -326,7 +326,7 @@ def test_simulated_keys(world: World) -> None:
 
 
 def test_this_test() -> None:
-    """A part of a secret is found in any text, in any case; a shorter one is none."""
+    """A part of a secret is found in any text, upper or lower case; a shorter part is not."""
     shown = Shown({"one": "abcdefghijkl", "other": "0123456789"})
     shown.add("here", b"xx CDEFGHIJ xx")
     shown.add("there", "abcdefg 1234567")
@@ -354,14 +354,14 @@ def serving(world: World, *flags: str) -> Iterator[Exporter]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listened on a moment ago."""
+    """Return ports that were free a moment ago."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(closing(socket.create_server(("127.0.0.1", 0)))) for _ in range(count)]
         return [each.getsockname()[1] for each in sockets]
 
 
 def is_ready(port: int) -> bool:
-    """Tell whether the listener of probes says so."""
+    """Return whether the listener for probes is ready."""
     try:
         return ask(f"http://127.0.0.1:{port}/-/ready").ok
     except OSError:
@@ -369,13 +369,13 @@ def is_ready(port: int) -> bool:
 
 
 def encoded(user: str, password: str) -> str:
-    """Return user and password as they stand in a header, without the user."""
+    """Return the password as it is encoded in a header."""
     user_length = len(user) + 1
     return base64.b64encode(f"{user}:{password}".encode()).decode()[(user_length * 4 + 2) // 3 :]
 
 
 def authorizations() -> Iterator[str]:
-    """Yield headers with the right password, with wrong ones and with what is none."""
+    """Yield headers with the right password, with wrong ones, and malformed ones."""
     for password in (PASSWORD, WRONG_PASSWORD, f"{PASSWORD}{80 * 'x'}", f"{PASSWORD}\0"):
         yield f"Basic {base64.b64encode(f'alice:{password}'.encode()).decode()}"
     yield f"Basic {base64.b64encode(PASSWORD.encode()).decode()}"
@@ -390,7 +390,7 @@ def connect(world: World, exporter: Exporter) -> http.client.HTTPSConnection:
 
 
 def ask_for_everything(world: World, exporter: Exporter, methods: Sequence[str]) -> None:
-    """Ask for every page in every way, with and without leave, with secrets in the query."""
+    """Request every page in every way, with and without a user, with secrets in the query."""
     query = f"?api_key={FILE_KEY}&user={quote(PASSWORD)}"
     with closing(connect(world, exporter)) as connection:
         for authorization in (*authorizations(), ""):
@@ -451,19 +451,19 @@ def reload_bad_files(world: World, exporter: Exporter, web_configurations: Seque
 
 
 def refusals(exporter: Exporter) -> int:
-    """Return how often a web configuration was refused."""
+    """Return how often a web configuration was rejected."""
     return exporter.program.output().count("the reload of the web configuration failed")
 
 
 def certificate(world: World, exporter: Exporter) -> bytes | None:
-    """Return the certificate that a new connection gets to see."""
+    """Return the certificate of a new connection."""
     with closing(connect(world, exporter)) as connection:
         connection.connect()
         return connection.sock.getpeercert(binary_form=True)
 
 
 def reload(world: World, exporter: Exporter) -> int:
-    """Ask for a reload, and return the status of the answer."""
+    """Request a reload; return the status of the response."""
     with closing(connect(world, exporter)) as connection:
         connection.request("POST", "/-/reload", headers={"Authorization": next(authorizations())})
         answer = connection.getresponse()
@@ -472,7 +472,7 @@ def reload(world: World, exporter: Exporter) -> int:
 
 
 def replace_keys(world: World, exporter: Exporter) -> None:
-    """Put a key in the place of another that then is refused, and after it what is none."""
+    """Replace the key by one that is rejected, then by one that is not valid."""
     world.braze.api_key = NEXT_KEY
     world.key_file.write_text(f"{NEXT_KEY}\n", encoding="utf-8")
     refused = len(world.braze.requests)
@@ -486,7 +486,7 @@ def replace_keys(world: World, exporter: Exporter) -> None:
 
 
 def end_by_an_exception(world: World, exporter: Exporter) -> int:
-    """Let a library fail in a thread that nothing else can replace, and give it work; return the exit status."""
+    """Make a library fail in an essential thread; return the exit status."""
     with closing(connect(world, exporter)) as connection:
         for authorization in authorizations():
             connection.request("GET", "/metrics", headers={"Authorization": authorization, "Accept-Encoding": "gzip"})

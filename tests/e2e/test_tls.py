@@ -64,7 +64,7 @@ def certificates(openssl: Path, tmp_path_factory: pytest.TempPathFactory) -> Cer
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back."""
+    """Response."""
 
     status: int
     headers: Message
@@ -87,7 +87,7 @@ class Secured:
     certificates: Certificates
 
     def context(self, client: str = "") -> ssl.SSLContext:
-        """Return what a client connects with: it trusts the CA, and has the certificate of that name."""
+        """Return a client's TLS context: it trusts the CA, and has the certificate of that name."""
         context = ssl.create_default_context(cafile=self.certificates.ca)
         if client:
             context.load_cert_chain(
@@ -103,13 +103,13 @@ class Secured:
         return HTTPSConnection(url.netloc, timeout=10, context=self.context(client))
 
     def get(self, path: str = "/metrics", *, client: str = "", user: str = "", password: str = "") -> Answer:
-        """Ask for a page over a connection of its own."""
+        """Request a page over a new connection."""
         with closing(self.connect(client)) as connection:
             return request(connection, path, user, password)
 
 
 def request(connection: HTTPConnection, path: str, user: str = "", password: str = "") -> Answer:
-    """Ask for a page over a connection that is kept."""
+    """Request a page over a kept connection."""
     pair = base64.b64encode(f"{user}:{password}".encode()).decode()
     connection.request("GET", path, headers={"Authorization": f"Basic {pair}"} if user else {})
     response = connection.getresponse()
@@ -178,7 +178,7 @@ def test_prometheus(secured: Start, prometheus: Callable[[str], Prometheus], cer
 
 @pytest.mark.parametrize("path", ["/metrics", "/", "/config", "/-/healthy", "/-/ready", "/-/reload", "/none"])
 def test_everything_is_behind_users(path: str, shared: Secured) -> None:
-    """No page answers without a user, each does with one, and every answer has its headers."""
+    """Every page needs a user, and every response has its headers."""
     known = shared.get(path, user="prometheus", password=PASSWORDS["prometheus"])
     refused = [
         shared.get(path),
@@ -221,7 +221,7 @@ def test_users(user: str, shared: Secured) -> None:
 
 @pytest.mark.alone
 def test_who_is_known_does_not_wait_for_who_guesses(shared: Secured) -> None:
-    """While many passwords are guessed, those that were right before are answered, and guesses are turned away."""
+    """While many passwords are guessed, requests with verified ones succeed, and guesses are rejected."""
     assert shared.get(user="slow", password=PASSWORDS["slow"]).status == 200
     assert shared.get(user="slow", password="guess").status == 401
     with ExitStack() as stack:
@@ -264,7 +264,7 @@ def test_guessers_do_not_keep_a_scraper_out(secured: Start) -> None:
 
 @pytest.mark.alone
 def test_a_known_password_does_not_wait_for_a_comparison(secured: Start) -> None:
-    """While one password is compared, which takes a second here, many requests with a known one are answered."""
+    """While one password is compared, which takes a second here, many requests with a verified one succeed."""
     hashed = bcrypt.hashpw(b"horse", bcrypt.gensalt(14)).decode()
     exporter = secured(f"{TLS}basic_auth_users:\n  slow: {hashed}\n")
     with closing(exporter.connect()) as connection:
@@ -280,14 +280,14 @@ def test_a_known_password_does_not_wait_for_a_comparison(secured: Start) -> None
 
 
 def test_a_large_answer(shared: Secured) -> None:
-    """An answer of megabytes is whole at the other side."""
+    """A response of megabytes arrives complete."""
     answer = shared.get(user="prometheus", password=PASSWORDS["prometheus"])
 
     assert len(answer.text.encode()) == int(answer.headers["Content-Length"]) > 1_000_000
 
 
 def test_an_answer_must_be_taken(secured: Start) -> None:
-    """A client that does not read its answer is cut off after the write timeout."""
+    """A client that does not read its response is disconnected after the write timeout."""
     exporter = secured(TLS, "--web.write-timeout=1s")
     url = urlsplit(exporter.exporter.url)
     files = exporter.exporter.open_files()
@@ -302,14 +302,14 @@ def test_an_answer_must_be_taken(secured: Start) -> None:
 
 
 def test_the_log_says_https(shared: Secured) -> None:
-    """What is logged at the start is where the exporter answers."""
+    """The exporter listens on the address that it logs at the start."""
     assert shared.exporter.url.startswith("https://127.0.0.1:")
 
 
 @pytest.mark.alone
 @pytest.mark.parametrize("behaviour", [handshake, hold, drip])
 def test_handshakes_without_an_end(behaviour: Behaviour, shared: Secured) -> None:
-    """Hundreds of clients that do not finish a handshake hinder nobody, and are cut off after the header timeout."""
+    """Hundreds of unfinished TLS handshakes delay no other client, and are closed after the header timeout."""
     url = urlsplit(shared.exporter.url)
     with attack((str(url.hostname), url.port or 0), 500, behaviour) as state:
         eventually(lambda: state.connected == 500, what="500 connections")
@@ -348,14 +348,14 @@ def test_allowed_sans(
     expected: bool,  # noqa: FBT001 - a parameter of the test
     secured: Start,
 ) -> None:
-    """A certificate that is made out to nobody who is allowed gets no answer."""
+    """A certificate without an allowed name gets no response."""
     exporter = secured(f"{CLIENTS}  client_allowed_sans: {sans}\n")
 
     assert answers(partial(exporter.get, client=client)) is expected
 
 
 def test_headers(secured: Start) -> None:
-    """Headers of the web configuration take the place of the exporter's, on every answer."""
+    """Headers of the web configuration replace the exporter's, in every response."""
     exporter = secured(
         "http_server_config:\n  http2: true\n  headers:\n    Content-Security-Policy: \"default-src 'self'\"\n"
         "    Strict-Transport-Security: max-age=1\n    X-Frame-Options: deny\n"
@@ -434,7 +434,7 @@ def test_the_metric_is_there_with_a_web_configuration_only(tmp_path: Path) -> No
 
 
 def test_no_secret_is_shown(shared: Secured) -> None:
-    """Neither a password nor a hash is in a page, a metric, the log or the list of processes, whatever is asked."""
+    """Neither a password nor a hash is in a page, a metric, the log or the list of processes."""
     for user, password in PASSWORDS.items():
         for path in ("/metrics", "/", "/config", "/-/reload", "/none"):
             shared.get(path, user=user, password=password)
@@ -453,7 +453,7 @@ def test_no_secret_is_shown(shared: Secured) -> None:
 
 
 def answers(get: Callable[[], Answer]) -> bool:
-    """Tell whether an answer comes."""
+    """Return whether there is a response."""
     try:
         return get().status == 200
     except OSError:
@@ -469,7 +469,7 @@ def listening(exporter: Secured) -> set[str]:
 
 
 def guess(exporter: Secured, number: int) -> socket.socket:
-    """Ask with a password that nobody has, and return the connection, on which the answer comes."""
+    """Send a request with a wrong password; return the connection before the response."""
     url = urlsplit(exporter.exporter.url)
     plain = socket.create_connection((str(url.hostname), url.port or 0), timeout=PATIENCE)
     encrypted = exporter.context().wrap_socket(plain, server_hostname="127.0.0.1")
@@ -479,7 +479,7 @@ def guess(exporter: Secured, number: int) -> socket.socket:
 
 
 def certificate(exporter: Secured) -> str:
-    """Return the certificate that a new connection gets to see."""
+    """Return the certificate of a new connection."""
     url = urlsplit(exporter.exporter.url)
     return ssl.get_server_certificate(
         (str(url.hostname), url.port or 0), ca_certs=str(exporter.certificates.ca), timeout=10

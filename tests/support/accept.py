@@ -1,4 +1,4 @@
-"""Accept headers of those who ask for metrics."""
+"""Accept headers of Prometheus and of browsers."""
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"

@@ -195,7 +195,7 @@ class Page:
         return base64.b64decode(str(data))
 
     def troubles(self) -> list[str]:
-        """Return what has gone wrong since the page was loaded.
+        """Return the errors since the page was loaded.
 
         Dialogs, exceptions, what the console says, violations of the Content-Security-Policy and other issues that
         Chromium sees, and requests for anything but the page itself.
@@ -259,7 +259,7 @@ def running_browser(executable: Path, folder: Path) -> Iterator[Browser]:
 
 
 def _pipe(reading: bool) -> tuple[int, int]:  # noqa: FBT001 - private, and called once
-    """Return Chromium's end of a pipe, under a number that is not one of its own, and ours."""
+    """Return Chromium's end of a pipe, as a descriptor that it does not use itself, and ours."""
     read, write = os.pipe()
     own, other = (read, write) if reading else (write, read)
     number = fcntl.fcntl(own, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)

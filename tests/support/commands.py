@@ -10,7 +10,7 @@ from exporter import cli
 
 
 class Run(Protocol):
-    """Runs a command that ends by itself."""
+    """Function that runs a command until it ends."""
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """Return the exit status, and what was written to stdout and to stderr."""
@@ -18,7 +18,7 @@ class Run(Protocol):
 
 @contextmanager
 def commands(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Yield what runs commands."""
+    """Yield a function that runs commands."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         try:

@@ -1,4 +1,4 @@
-"""The exporter as a process that polls a simulated Braze, and what one asks it over HTTP."""
+"""The exporter as a process that polls a simulated Braze, and requests to it over HTTP."""
 
 import json
 import subprocess
@@ -16,17 +16,17 @@ from tests.support.servers import PATIENCE, ROOT, Program, eventually, running
 KEY = "9f1b-secret-c0ffee-4d5e-api-key"
 COMMAND = (sys.executable, "-m", "exporter")
 ONCE = "interval: 1h"
-"""Settings of `poll` with which nothing changes after the first round."""
+"""Settings of `poll` with which nothing changes after the first poll of each campaign."""
 
 
 def config_check(file: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Run the exporter with --config.check to its end."""
+    """Run the exporter with --config.check until it ends."""
     command = (*COMMAND, f"--config.file={file}", *flags, "--config.check")
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def ask(url: str, *, method: str = "GET", **headers: str) -> requests.Response:
-    """Ask a loopback address, whatever proxies the environment names; redirects are answers, the body is undecoded.
+    """Send a request to a loopback address without a proxy; redirects are not followed, the body is not decoded.
 
     `headers` are written with underscores and replace those of requests.
     """
@@ -44,13 +44,13 @@ def ask(url: str, *, method: str = "GET", **headers: str) -> requests.Response:
 
 @dataclass(frozen=True, slots=True)
 class Exporter:
-    """An exporter that answers at `url`."""
+    """An exporter that listens on `url`."""
 
     program: Program
     url: str
 
     def ask(self, path: str = "/metrics", *, method: str = "GET", **headers: str) -> requests.Response:
-        """Ask for a page; see `ask`."""
+        """Request a page; see the function `ask`."""
         return ask(self.url + path, method=method, **headers)
 
     def samples(self, prefix: str = "braze_") -> dict[str, str]:
@@ -63,7 +63,7 @@ class Exporter:
         return len([*Path(f"/proc/{self.program.process.pid}/fd").iterdir()])
 
     def ready(self) -> bool:
-        """Tell whether the first round is over."""
+        """Return whether every campaign has been polled."""
         return self.ask("/-/ready").ok
 
 
@@ -75,7 +75,7 @@ def configure(
     workspace: str = "main",
     names: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a configuration that polls campaigns, all of a simulator's unless ids and `names` are given."""
+    """Write a configuration with the campaigns of `names`, by default all campaigns of a simulator."""
     if isinstance(endpoint, Simulator):
         names = names or {campaign.id: campaign.name for campaign in endpoint.campaigns}
         endpoint = endpoint.url
@@ -96,7 +96,7 @@ def configure(
 def running_exporter(file: Path, *flags: str, address: str = "127.0.0.1:0", ready: bool = True) -> Iterator[Exporter]:
     """Run the exporter with a configuration file until the context ends; it listens when the context starts.
 
-    Unless told not to, it waits until the first round is over, too. The log level must be info or debug: the port that
+    By default it also waits until every campaign has been polled. The log level must be info or debug: the port that
     the system chose is read from the log.
     """
     command = (*COMMAND, f"--config.file={file}", f"--web.listen-address={address}", *flags)
@@ -108,5 +108,5 @@ def running_exporter(file: Path, *flags: str, address: str = "127.0.0.1:0", read
 
 
 def _quoted(text: str) -> str:
-    """Return YAML of a text; in ASCII, JSON's pairs of surrogates would be none."""
+    """Return a text as YAML; not in ASCII, because YAML has no surrogate pairs."""
     return json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What tests look for in files and pages must be found, or they prove nothing."""
+"""Check that a test has found the things that it looks at: without any it would prove nothing."""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -7,7 +7,7 @@ Found = TypeVar("Found")
 
 
 def some(found: Iterable[Found], what: str) -> list[Found]:
-    """Return what was found; raises AssertionError with the thing expected where that is nothing."""
+    """Return the things found as a list; raises AssertionError if there are none."""
     listed = list(found)
     assert listed, f"expected {what}, found none"
     return listed

@@ -1,4 +1,4 @@
-"""Weeks of what the exporter would have shown of the simulated world, in a Prometheus that answers at once."""
+"""Weeks of the simulated world's metrics in a Prometheus, as if it had scraped the exporter all the time."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ from exporter.braze.data_series import parse_data_series
 from exporter.braze.errors import Reason
 from exporter.exposition import render
 from exporter.metrics import CAMPAIGN_STATUS, day_rows, exporter_rows, status_rows, workspace_rows
-from exporter.simulator.server import CONTROL_GROUP, CampaignModel, campaign_models, data_series
+from exporter.simulator.world import CONTROL_GROUP, CampaignModel, campaign_models, data_series
 from exporter.state import CampaignState, WorkspaceState
 from tests.support.servers import ROOT, Prometheus, running_prometheus, write_history
 
 NOW = datetime(2025, 11, 8, 15, tzinfo=UTC)
-"""When the history ends. From the first day to here no boundary of Prometheus' largest block is crossed."""
+"""End of the history. The whole history is in one of Prometheus' largest blocks."""
 
 FIRST = datetime(2025, 10, 9, tzinfo=UTC)
 ZONES = {"europe": "Europe/Berlin", "america": "America/New_York"}  # both changed their clocks within the history
@@ -52,14 +52,14 @@ ALERTS_FOR_STATE{{{_ALERT}}} 1762600000
 
 @contextmanager
 def remembering_prometheus(promtool: Path, folder: Path) -> Iterator[Prometheus]:
-    """Run the Prometheus that stands beside promtool, with all that it would have scraped from FIRST to NOW."""
+    """Run the Prometheus beside promtool, with the samples of all scrapes from FIRST to NOW."""
     write_history(promtool, (line for moment in _moments() for line in _scrape(moment)), folder)
     with running_prometheus(promtool.with_name("prometheus"), "global: {}", folder) as prometheus:
         yield prometheus
 
 
 def polled(workspace: str, zone: ZoneInfo, campaign: CampaignModel, now: float) -> CampaignState:
-    """Return what the exporter knows of a campaign at a Unix time, when its polls go well."""
+    """Return the state of a campaign at a Unix time, after polls that succeeded."""
     answer = data_series(campaign, datetime.fromtimestamp(now, zone).date(), 2, now=now, zone=zone)
     series = parse_data_series(answer)
     return CampaignState(
@@ -84,7 +84,7 @@ def comparison_rules() -> dict[str, str]:
 
 
 def _moments() -> list[datetime]:
-    """Return every hour of the last days; of the weeks before those hours at which something looks back."""
+    """Return every hour of the last days, and of the weeks before only the hours that queries look back to."""
     hours = [FIRST + timedelta(hours=hour) for hour in range(int((NOW - FIRST) / timedelta(hours=1)) + 1)]
     return [moment for moment in hours if NOW - moment <= _HOURLY or _is_looked_at(moment)]
 

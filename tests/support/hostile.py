@@ -1,4 +1,4 @@
-"""Clients that do harm: hundreds of connections at once, in one thread, until the context ends."""
+"""Hostile clients: hundreds of connections at once, in one thread, until the context ends."""
 
 import asyncio
 import contextlib
@@ -14,12 +14,12 @@ Behaviour = Callable[["Attack", socket.socket], Awaitable[None]]
 
 NEVER = 3600.0
 _HELLO = bytes.fromhex("16030100fa010000f60303")  # the first bytes of a ClientHello
-_KEPT = 1 << 14  # bytes of answers that are kept
+_KEPT = 1 << 14  # bytes of responses that are kept
 
 
 @dataclass(slots=True)
 class Attack:
-    """How an attack goes, as its clients see it."""
+    """Counts of an attack, as its clients see it."""
 
     address: Address
     source: str = ""
@@ -34,7 +34,7 @@ class Attack:
 def attack(
     address: Address, clients: int, behaviour: Behaviour, *, again: bool = False, source: str = ""
 ) -> Iterator[Attack]:
-    """Let so many clients behave so while the context lasts, with `again` anew whenever their connection is over.
+    """Run this number of clients while the context lasts; with `again` they reconnect when their connection ends.
 
     They connect from the address `source`, if one is given.
     """
@@ -71,11 +71,11 @@ async def hold(state: Attack, client: socket.socket, *, text: bytes = b"") -> No
 
 
 handshake = partial(hold, text=_HELLO)
-"""Begin with a TLS handshake and do not go on with it."""
+"""Begin a TLS handshake and do not continue it."""
 
 
 async def crawl(state: Attack, client: socket.socket, *, text: bytes, pause: float = 1) -> None:
-    """Ask for something and read a kilobyte of it at a time."""
+    """Send a request and read the response one kilobyte at a time."""
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(client, text)
     while part := await loop.sock_recv(client, 1024):

@@ -1,4 +1,4 @@
-"""A server that does as a test says, byte by byte, and clients for it."""
+"""A server whose every byte a test chooses, and clients for it."""
 
 import os
 import select
@@ -24,12 +24,12 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 Serve = Callable[[socket.socket], None]
-"""What a raw server does about a request, before it closes the connection."""
+"""Handles a request on a connection; the server closes the connection afterwards."""
 
 
 @dataclass(frozen=True)
 class RawServer:
-    """A server that does as it is told: its address, what it has received, and that a connection has ended."""
+    """A raw server: its URL, the requests received, and an entry for each connection that has ended."""
 
     url: str
     requests: list[bytes] = field(default_factory=list)
@@ -38,7 +38,7 @@ class RawServer:
 
 @contextmanager
 def raw_server(serve: Serve, *, certificate: Path | None = None) -> Iterator[RawServer]:
-    """Serve one request on each connection, one connection at a time, with TLS where there is a certificate."""
+    """Serve one request on each connection, one connection at a time, with TLS if there is a certificate."""
     context = _server_context(certificate)
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port = listener.getsockname()[1]
@@ -47,7 +47,7 @@ def raw_server(serve: Serve, *, certificate: Path | None = None) -> Iterator[Raw
         def run() -> None:
             while True:
                 connection, _ = listener.accept()
-                connection.settimeout(30)  # a client that never goes fails its test, and hangs none
+                connection.settimeout(30)  # a client that never disconnects fails its test instead of hanging it
                 with closing(connection), suppress(OSError):
                     if stopping.is_set():
                         return
@@ -81,7 +81,7 @@ def _serve_one(connection: socket.socket, server: RawServer, serve: Serve) -> No
 
 
 def sends(answer: bytes) -> Serve:
-    """Answer with these bytes, and read what the client still sends, so that closing is no reset."""
+    """Send these bytes, then end the connection without a reset."""
 
     def serve(connection: socket.socket) -> None:
         connection.sendall(answer)
@@ -91,13 +91,13 @@ def sends(answer: bytes) -> Serve:
 
 
 def hangs(connection: socket.socket) -> None:
-    """Wait until the client goes."""
+    """Wait until the client disconnects."""
     while connection.recv(65_536):
         pass
 
 
 def stalls(head: bytes) -> Serve:
-    """Send the head, then nothing until the client goes."""
+    """Send the head, then nothing until the client disconnects."""
 
     def serve(connection: socket.socket) -> None:
         connection.sendall(head)
@@ -107,7 +107,7 @@ def stalls(head: bytes) -> Serve:
 
 
 def leads_to(url: str) -> Serve:
-    """Connect to an address, say so, and pass on what either side sends until one goes."""
+    """Act as an HTTP proxy for CONNECT: connect to an address, then relay bytes until one side disconnects."""
 
     def serve(connection: socket.socket) -> None:
         address = urlsplit(url)
@@ -125,7 +125,7 @@ def leads_to(url: str) -> Serve:
 
 
 def drips(head: bytes, drop: bytes = b" ") -> Serve:
-    """Send the head, then a drop every 0.05 s until the client goes."""
+    """Send the head, then `drop` every 0.05 s until the client disconnects."""
 
     def serve(connection: socket.socket) -> None:
         connection.settimeout(0.05)
@@ -141,7 +141,7 @@ def drips(head: bytes, drop: bytes = b" ") -> Serve:
 
 @contextmanager
 def deaf(address: str, port: int = 0) -> Iterator[int]:
-    """Listen on a port of the address without ever accepting: when its queue is full, connecting hangs."""
+    """Listen without accepting, with a full queue, so that connecting hangs; yield the port."""
     with ExitStack() as stack:
         listener = stack.enter_context(closing(socket.create_server((address, port), backlog=0)))
         for _ in range(4):
@@ -152,7 +152,7 @@ def deaf(address: str, port: int = 0) -> Iterator[int]:
 
 
 def free_port(*addresses: str) -> int:
-    """Return a port on which nobody listens at any of these addresses."""
+    """Return a port that is free on all of these addresses."""
     while True:
         with ExitStack() as stack, suppress(OSError):  # it is taken at one of them
             port = 0
@@ -163,12 +163,12 @@ def free_port(*addresses: str) -> int:
 
 
 Answer = Callable[[str, socket.socket], object]
-"""Answers a request for a target on a connection; if it returns False the connection is closed then."""
+"""Writes the response to a request for a target; returns False to close the connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweringServer:
-    """A server of any number of connections: its address, and the targets requested on each connection, in order."""
+    """A server with any number of connections: its URL, and the targets requested on each connection, in order."""
 
     url: str
     connections: list[list[str]] = field(default_factory=list)
@@ -176,7 +176,7 @@ class AnsweringServer:
 
 @contextmanager
 def answering(answer: Answer, *, certificate: Path | None = None) -> Iterator[AnsweringServer]:
-    """Answer every request on every connection, each in a thread, with TLS where there is a certificate."""
+    """Respond to every request, each connection in a thread, with TLS if there is a certificate."""
     context = _server_context(certificate)
 
     class Handler(StreamRequestHandler):
@@ -218,7 +218,7 @@ def _server_context(certificate: Path | None) -> ssl.SSLContext | None:
 
 
 def make_certificate(openssl: Path, folder: Path) -> Path:
-    """Make a certificate for 127.0.0.1 and braze.invalid that signs itself; the file returned holds its key, too."""
+    """Make a self-signed certificate for 127.0.0.1 and braze.invalid; the returned file also contains its key."""
     command: list[str | Path] = [
         openssl,
         "req",
@@ -238,7 +238,7 @@ def make_certificate(openssl: Path, folder: Path) -> Path:
 
 
 def ask(url: str, *, timeout: float = LONG) -> Reply:
-    """Make one request over a transport of its own."""
+    """Send one request over a new transport."""
     with closing(Transport(url, headers={}, connections=8)) as transport:
         return get(transport, timeout=timeout)
 
@@ -270,7 +270,7 @@ def ask_elsewhere(
     targets: Sequence[str] = (TARGET,),
     timeout: float = 2 * LONG,
 ) -> str:
-    """Make requests from a process with this environment alone.
+    """Send requests from a process with only this environment.
 
     Return a line for each: the status and the body, or the kind of error and its text.
     """

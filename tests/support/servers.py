@@ -1,4 +1,4 @@
-"""Programs under test: started on loopback, awaited by condition, stopped by process id."""
+"""Programs under test: started on loopback, waited for by a condition, stopped by process id."""
 
 import json
 import os
@@ -25,29 +25,29 @@ UNPACKED = ROOT / ".cache/debian/usr/bin"
 DEPLOY = ROOT / ".venvs/deploy/bin"
 # Where make installs what changes the package.
 MUTANTS = ROOT / ".venvs/mutants/bin"
-# Seconds after which a test gives up. A busy machine is slow, and a long timeout costs nothing where the test passes.
+# Seconds after which a test fails. A busy machine is slow, and a long timeout costs nothing when the test passes.
 PATIENCE = 60.0
-# Seconds between two looks at a condition.
+# Seconds between two checks of a condition.
 _PAUSE = 0.02
 
 
 def find_program(name: str) -> Path | None:
-    """Find a program among Debian's unpacked packages, the tools for deploy/ or on PATH, in this order, or nowhere."""
+    """Find a program among Debian's unpacked packages, the tools for deploy/ or on PATH, in this order."""
     found = shutil.which(name, path=os.pathsep.join(map(str, (UNPACKED, DEPLOY, MUTANTS)))) or shutil.which(name)
     return Path(found) if found else None
 
 
 def eventually(condition: Callable[[], Result], *, what: str, timeout: float = PATIENCE) -> Result:
-    """Ask a condition until its answer is true, and return that answer.
+    """Evaluate a condition until it is true, and return its value.
 
-    `timeout` is in seconds, after which it raises AssertionError with `what`, the thing expected, and the last answer.
+    After `timeout` seconds it raises AssertionError with `what`, the thing expected, and the last value.
     """
     deadline = time.monotonic() + timeout
-    while not (answer := condition()):
+    while not (value := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"expected {what} within {timeout} s, the last answer was {answer!r}")
+            raise AssertionError(f"expected {what} within {timeout} s, the last value was {value!r}")
         time.sleep(_PAUSE)
-    return answer
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Program:
         """
         deadline = time.monotonic() + timeout
         while True:
-            status = self.process.poll()  # before reading: the last words of an ended program count
+            status = self.process.poll()  # before reading, so that the last output of an ended program counts
             if match := re.search(pattern, self.output(), re.MULTILINE):
                 return match
             if status is not None or time.monotonic() > deadline:
@@ -76,7 +76,7 @@ class Program:
             time.sleep(_PAUSE)
 
     def output(self) -> str:
-        """Everything it wrote to stdout and stderr until now."""
+        """The output on stdout and stderr until now."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
 
@@ -84,7 +84,7 @@ class Program:
 def running(
     command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[Program]:
-    """Run a program in the repository's folder while the context lasts, then terminate it or, in vain, kill it.
+    """Run a program in the repository's folder while the context lasts, then terminate it, or kill it after a timeout.
 
     `environment` is added to this process's own.
     """
@@ -111,15 +111,15 @@ def running(
 
 @dataclass(frozen=True, slots=True)
 class Prometheus:
-    """A Prometheus that answers at `url`."""
+    """A Prometheus that listens on `url`."""
 
     program: Program
     url: str
 
     def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
-        """Evaluate a PromQL expression of type instant vector now: pairs of labels and value, in no order.
+        """Evaluate a PromQL expression now; return the instant vector as pairs of labels and value, in no order.
 
-        Raises AssertionError with the answer when Prometheus refuses the expression or its type is another.
+        Raises AssertionError with the response if Prometheus rejects the expression or its type is another.
         """
         data = self.ask("query", query=promql)
         assert isinstance(data, dict), data
@@ -127,9 +127,9 @@ class Prometheus:
         return [(series["metric"], float(series["value"][1])) for series in data["result"]]
 
     def ask(self, path: str, **parameters: str) -> object:
-        """Get the `data` of an answer of the query API; `path` is relative to /api/v1/.
+        """Return the `data` of a response of the query API; `path` is relative to /api/v1/.
 
-        Raises AssertionError with the answer when its status is not success.
+        Raises AssertionError with the response if its status is not success.
         """
         answer: object = json.loads(fetch(f"{self.url}/api/v1/{path}", parameters).content)
         assert isinstance(answer, dict), answer
@@ -143,7 +143,7 @@ def running_prometheus(executable: Path, configuration: str, folder: Path, *flag
     """Run a Prometheus with that configuration (YAML) on a free loopback port; it is ready when the context starts.
 
     `folder` gets its configuration, data and log; data may be there already. The first scrape comes about 5 s after
-    the start, however short the interval: Prometheus gathers its targets so rarely.
+    the start, however short the interval, because Prometheus discovers its targets at that interval.
     """
     file = folder / "prometheus.yml"
     file.write_text(configuration, encoding="utf-8")
@@ -162,7 +162,7 @@ def running_prometheus(executable: Path, configuration: str, folder: Path, *flag
 
 
 def write_history(promtool: Path, lines: Iterable[str], folder: Path, *, longest: str = "1500h") -> None:
-    """Add samples, lines of OpenMetrics with their times, to the data of a Prometheus that does not run.
+    """Add samples, as lines of OpenMetrics with timestamps, to the data of a Prometheus that does not run.
 
     `folder` is that of `running_prometheus`, `longest` the duration of the largest block.
     """
@@ -183,7 +183,7 @@ def write_history(promtool: Path, lines: Iterable[str], folder: Path, *, longest
 
 @dataclass(frozen=True, slots=True)
 class Alertmanager:
-    """An Alertmanager that answers at `url`."""
+    """An Alertmanager that listens on `url`."""
 
     program: Program
     url: str
@@ -226,7 +226,7 @@ def running_alertmanager(executable: Path, configuration: str, folder: Path) -> 
 
 
 class Answer(NamedTuple):
-    """What a server answers."""
+    """A server's response."""
 
     body: bytes = b""
     content_type: str = "text/plain"
@@ -235,7 +235,7 @@ class Answer(NamedTuple):
 
 @contextmanager
 def serving(answer: Callable[[str, bytes], Answer]) -> Iterator[str]:
-    """Answer a request by its path and body on a free loopback port; yield the address, without a scheme."""
+    """Respond to each request by its path and body, on a free loopback port; yield the address without a scheme."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -263,7 +263,7 @@ def serving(answer: Callable[[str, bytes], Answer]) -> Iterator[str]:
 
 
 def fetch(url: str, parameters: Mapping[str, str] | None = None) -> requests.Response:
-    """GET a loopback address, whatever proxies the environment names; raises when it is silent for too long."""
+    """GET a loopback address without a proxy; raises after a timeout."""
     with requests.Session() as session:
         session.trust_env = False
         return session.get(url, params=parameters, timeout=PATIENCE)

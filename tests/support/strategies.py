@@ -1,4 +1,4 @@
-"""What hypothesis makes up: answers of Braze, from nearly right to anything at all."""
+"""Strategies of hypothesis for Braze's responses, from nearly valid to any JSON."""
 
 from hypothesis import strategies as st
 
@@ -21,4 +21,4 @@ ENTRIES = st.fixed_dictionaries(
     },
 )
 ANSWERS = st.fixed_dictionaries({"data": st.lists(ENTRIES | JSON, max_size=5) | JSON}) | JSON
-"""Answers that range from nearly right to anything at all."""
+"""Responses from nearly valid to any JSON."""

@@ -1,4 +1,4 @@
-"""A system that starts no thread, whose files do not answer, or whose libraries fail."""
+"""An operating system that starts no thread, whose files hang, or whose libraries fail."""
 
 import os
 import threading
@@ -36,7 +36,7 @@ def broken_library(folder: Path, *, breaks: str = "", hangs: str = "", file: Pat
 
 @contextmanager
 def no_new_threads() -> Iterator[None]:
-    """Let the system refuse every new thread of this process, as it does at a limit on processes."""
+    """Make the system refuse every new thread of this process, as at a limit on processes."""
     before = threading.stack_size(1 << 47)  # bytes: more than there are addresses
     try:
         yield
@@ -46,7 +46,7 @@ def no_new_threads() -> Iterator[None]:
 
 @contextmanager
 def hung_file(path: Path) -> Iterator[None]:
-    """Put a file in the place of another whose reads do not end: a named pipe whose writer writes nothing."""
+    """Replace a file by a named pipe without data, so that reading it hangs."""
     path.unlink(missing_ok=True)
     os.mkfifo(path)
     writer = os.open(path, os.O_RDWR)
@@ -57,7 +57,7 @@ def hung_file(path: Path) -> Iterator[None]:
 
 
 def reads(process: int, path: Path) -> bool:
-    """Tell whether a process has a file open."""
+    """Return whether a process has a file open."""
     for link in Path(f"/proc/{process}/fd").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
             if link.readlink() == path:
@@ -66,7 +66,7 @@ def reads(process: int, path: Path) -> bool:
 
 
 class Volume:
-    """A file system that does not answer for the paths in `hung`; `opened` are all paths, in order."""
+    """A file system that hangs for the paths in `hung`; `opened` are all paths opened, in order."""
 
     def __init__(self) -> None:
         self.hung: set[Path] = set()
@@ -74,13 +74,13 @@ class Volume:
         self._answers = threading.Event()
 
     def open(self, path: Path) -> int:
-        """Open a file, once the volume answers."""
+        """Open a file, as soon as it does not hang."""
         self.opened.append(path)
         if path in self.hung:
             self._answers.wait(30)
         return os.open(path, os.O_RDONLY)
 
     def answer(self) -> None:
-        """Answer everything from now on."""
+        """Hang no longer."""
         self.hung = set()
         self._answers.set()

@@ -45,25 +45,25 @@ def through(points: Mapping[float, float]) -> Course:
 
 @dataclass(frozen=True, slots=True)
 class Zone:
-    """A time zone so many hours ahead of UTC; on one day its clocks are moved by so many hours, 1 in spring."""
+    """A time zone ahead of UTC by a number of hours; on one day its clocks are moved, by 1 hour in spring."""
 
     ahead: float = 0
     changes_on: int = 10**6
     by: int = 0
 
     def midnight(self, day: int) -> int:
-        """Say when a day begins."""
+        """Return the minute at which a day begins."""
         return at(day, -self.ahead - (self.by if day > self.changes_on else 0))
 
     def hour(self, now: int, day: int) -> float:
-        """Say what the clocks show on a day: 9.5 at half past nine."""
+        """Return the hour on the clocks of a day: 9.5 at half past nine."""
         elapsed = (now - self.midnight(day)) / 60
         return elapsed + (self.by if day == self.changes_on and elapsed >= 2 else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """A series whose value is another from each of these minutes on, and that is absent where that is None."""
+    """A series whose value changes at each of these minutes; it is absent while the value is None."""
 
     series: str
     steps: Mapping[int, float | None]
@@ -76,7 +76,7 @@ class Gauge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Campaign:
-    """A campaign as one exporter, `instance`, shows it.
+    """A campaign as exported by one exporter, `instance`.
 
     `days` has the totals of each day by statistic, shared equally by `variations`. Their `course` over the day can be
     another for single statistics (`courses`). What Braze tells of a day when it is over can change once more at noon of
@@ -144,7 +144,7 @@ class Campaign:
                     yield f"{prefix}message_{statistic}{{{row}}}", part
 
     def _polling(self, labels: str, live: Sequence[int]) -> Iterator[tuple[str, Mapping[int, float]]]:
-        """Yield what the exporter tells of its polls."""
+        """Yield the series about polling."""
         yield f"braze_campaign_up{{{labels}}}", {now: float(now not in self.failing) for now in live}
         yield f"braze_campaign_poll_interval_seconds{{{labels}}}", dict.fromkeys(live, float(self.interval))
         # At the worst time, right before the next poll.

@@ -1,6 +1,6 @@
-"""Measure what responses of 16 MiB do to another workspace's numbers, to scrapes and to memory. Needs Linux.
+"""Measure the effect of responses of 16 MiB on another workspace's numbers, on scrapes and on memory. Needs Linux.
 
-Run it from the repository's folder: python -m benchmarks.large_answers [--checkout=ANOTHER VERSION'S FOLDER]
+Run it from the repository's folder: python -m benchmarks.large_responses [--checkout=ANOTHER VERSION'S FOLDER]
 """
 
 import argparse
@@ -19,7 +19,8 @@ from datetime import UTC, date
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from exporter.simulator.server import Simulator, Status, campaign_models, data_series
+from exporter.simulator.server import Simulator, Status
+from exporter.simulator.world import campaign_models, data_series
 from tests.support.exporters import KEY
 from tests.support.servers import ROOT, Program, eventually, running
 
@@ -63,7 +64,7 @@ SHAPES: dict[str, Callable[[], bytes]] = {
 
 
 def main() -> None:
-    """Measure one shape of responses after another and print a table."""
+    """Measure one form of response after another and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--campaigns", type=int, default=32, help="with large responses (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=30, help="for each shape (default: %(default)s)")
@@ -82,7 +83,7 @@ def main() -> None:
 
 @contextmanager
 def _running(body: bytes, campaigns: int, checkout: Path) -> Iterator[tuple[Program, str]]:
-    """Run an exporter with a healthy workspace and one whose every response has this body; it has polled once."""
+    """Run an exporter with a healthy workspace and one whose every response has this body, after its first poll."""
     with (
         tempfile.TemporaryDirectory(prefix="braze-exporter-bench-") as name,
         Simulator(api_key=KEY, campaigns=1) as healthy,
@@ -107,7 +108,7 @@ def _running(body: bytes, campaigns: int, checkout: Path) -> Iterator[tuple[Prog
 
 
 def _observe(url: str, seconds: float) -> tuple[float, float]:
-    """Scrape ten times a second at most; return the greatest age of the healthy numbers and the slowest scrape."""
+    """Scrape at most ten times a second; return the greatest age of the healthy numbers and the slowest scrape."""
     age = slowest = 0.0
     end = time.monotonic() + seconds
     while (started := time.monotonic()) < end:
