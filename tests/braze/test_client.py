@@ -15,7 +15,7 @@ import pytest
 
 from exporter.braze.client import Client, _body
 from exporter.braze.data_series import SAMPLES, DataSeries
-from exporter.braze.decoding import Lanes
+from exporter.braze.decoding import DecodingLocks
 from exporter.braze.errors import BrazeError, RateLimited, Reason, log_traceback
 from exporter.braze.rate_limiter import Permit
 from exporter.braze.transport import Reply
@@ -201,7 +201,7 @@ class NewClient:
         monotonic: Callable[[], float] = time.monotonic,
         random: Random | None = None,
         stopped: threading.Event | None = None,
-        lanes: Lanes | None = None,
+        decoding_locks: DecodingLocks | None = None,
         read_key: Callable[[Workspace, Mapping[str, str]], str] = read_api_key,
     ) -> Client:
         """Return a client."""
@@ -222,7 +222,7 @@ class NewClient:
             monotonic=monotonic,
             random=random or Hasty(),
             stopped=stopped or threading.Event(),
-            lanes=lanes,
+            decoding_locks=decoding_locks,
             read_key=read_key,
         )
         self.clients.append(client)
@@ -358,25 +358,25 @@ def test_a_deep_traceback_is_cut(caplog: pytest.LogCaptureFixture) -> None:
 @server
 def test_large_responses_take_turns(braze: Simulator, new_client: NewClient) -> None:
     """A large response that was received has its turn until it is read; one that fails on the way lets go of it."""
-    lanes = Lanes()
-    client = new_client(lanes=lanes)
+    locks = DecodingLocks()
+    client = new_client(decoding_locks=locks)
     body = b'{"data": [], "text": "%s"}' % (b"x" * (2 << 20))
     for fault, reason in ((Body(body), None), (Body(bytes(20 << 20)), Reason.TOO_LARGE)):
         misbehave(braze, fault)
         assert reason_of(client) is reason
-        assert len(lanes.large) == 0
+        assert len(locks.large) == 0
     misbehave(braze, Body(body), Body(body), Body(b'{"data": []}'))
     received = client.request(API, braze.campaigns[0].id, poll=Poll(), permit=OPEN)
-    assert len(lanes.large) == 1
+    assert len(locks.large) == 1
     other = reason_of(client, timeout=SOON)
     small = client.request(API, braze.campaigns[0].id, poll=Poll(), permit=OPEN)
     assert client.read(small, samples=SAMPLES) == DataSeries(None, None)
-    assert len(lanes.large) == 1
+    assert len(locks.large) == 1
     assert client.read(received, samples=SAMPLES) == DataSeries(None, None)
 
     assert other is Reason.TIMEOUT
     assert received.body == b""
-    assert len(lanes.large) == 0
+    assert len(locks.large) == 0
 
 
 @server
