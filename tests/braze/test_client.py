@@ -4,15 +4,16 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from exporter.braze.api import Api, RateLimit
 from exporter.braze.client import Client, _body
 from exporter.braze.data_series import SAMPLES, DataSeries
 from exporter.braze.decoding import DecodingLocks
@@ -193,6 +194,7 @@ class NewClient:
     def __call__(
         self,
         *,
+        apis: Sequence[Api[object]] = (API,),
         endpoint: str = "",
         key_file: Path | None = None,
         requests_per_minute: int = 50_000,
@@ -215,7 +217,7 @@ class NewClient:
         )
         client = Client(
             workspace,
-            [API],
+            apis,
             interval=interval,
             environ={"KEY": self.braze.api_key},
             wall=wall,
@@ -575,6 +577,24 @@ def test_a_rate_limit_without_a_date_goes_by_our_clock(braze: Simulator, new_cli
 
     assert reason_of(client) is Reason.RATE_LIMITED
     assert 150 < client.limiter(API).paused_for(time.monotonic()) <= 200
+
+
+@server
+def test_rate_limits_of_apis(new_client: NewClient) -> None:
+    """APIs with one rate limit share its rate limiter; a 401 of any is what pauses the client, before a 429."""
+    other = RateLimit("other", lambda _: 60.0)
+    lists, details = (replace(API, name=name, rate_limit=other) for name in ("list", "details"))
+    client = new_client(apis=(API, lists, details))
+    paused = [client.paused]
+    client.limiter(lists).record_failure(OPEN, RateLimited("", 60.0), time.monotonic())
+    paused.append(client.paused)
+    client.limiter(API).record_failure(OPEN, BrazeError(Reason.UNAUTHORIZED, ""), time.monotonic())
+    paused.append(client.paused)
+
+    assert client.limiter(details) is client.limiter(lists)
+    assert client.limiter(API) is not client.limiter(lists)
+    assert paused == [None, Reason.RATE_LIMITED, Reason.UNAUTHORIZED]
+    assert client.statistics.keys() == {"data_series", "list", "details"}
 
 
 @server
