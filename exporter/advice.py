@@ -1,4 +1,4 @@
-"""What each reason of a failure means, and what to do about it, in words for people. Pure."""
+"""Advice for each reason of a failure: its usual cause and its remedy, in words for people. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Advice(NamedTuple):
-    """The usual cause of a failure, and what mends it."""
+    """Usual cause of a failure, and its remedy."""
 
     cause: str
     remedy: str
@@ -37,9 +37,9 @@ ADVICE: Mapping[Reason, Advice] = MappingProxyType(
             "other users of the workspace's limit, or too many requests a minute",
             "lower requests_per_minute or raise interval; braze_api_rate_limit_remaining shows what is left",
         ),
-        Reason.SERVER_ERROR: Advice("Braze has a problem", "wait; the exporter goes on asking"),
+        Reason.SERVER_ERROR: Advice("Braze has a problem", "wait; the exporter retries"),
         Reason.TIMEOUT: Advice(
-            "no whole answer within poll.timeout",
+            "no complete response within poll.timeout",
             "look at braze_api_request_duration_seconds and the network; raise poll.timeout",
         ),
         Reason.CONNECTION: Advice(
@@ -55,9 +55,9 @@ ADVICE: Mapping[Reason, Advice] = MappingProxyType(
         ),
         Reason.TOO_LARGE: Advice("a response of more than 16 MiB, or of a million values", "lower poll.days"),
         Reason.BAD_PAYLOAD: Advice(
-            "the answer is not what Braze documents, for instance a proxy's page",
-            "look into the log, which says what came",
+            "the response is not what Braze documents, for instance a proxy's page",
+            "look at the log, which describes the response",
         ),
     }
 )
-"""As docs/troubleshooting.md has it."""
+"""Also in docs/troubleshooting.md."""

@@ -1,4 +1,4 @@
-"""The statistics that Braze documents: what each counts, and of which conversion event. Pure."""
+"""Catalogue of the statistics that Braze documents: their HELP, and their conversion events. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MESSAGE_STATISTICS = {
     "unique_clicks": "Recipients who clicked",
     "bounces": "Messages that bounced; soft bounces of e-mail are not counted",
     "unsubscribes": "Recipients who unsubscribed",
-    "reported_spam": "Messages reported as spam, as far as providers tell: Gmail does not",
+    "reported_spam": "Messages reported as spam, as far as providers report it: Gmail does not",
     "errors": "Webhooks that ended in an error; they are part of sent",
     "direct_opens": "Opens by a tap on the push notification itself",
     "total_opens": "Opens of the app by the push notification or shortly after it",
@@ -40,10 +40,10 @@ MESSAGE_STATISTICS = {
     "enrolled": "Users put into the control group",
     "unique_recipients": "Users who received the message, unique within the day",
 }
-"""What each statistic of a row in `messages.<channel>` counts, by Braze's name for it."""
+"""HELP of each statistic of a row in `messages.<channel>`, by Braze's name."""
 
 CAMPAIGN_STATISTICS = {"unique_recipients": "Users who received the campaign, unique within the day"}
-"""What each statistic of a whole campaign counts, by Braze's name for it."""
+"""HELP of each statistic of a whole campaign, by Braze's name."""
 
 REVENUE = "revenue"
 
@@ -71,5 +71,5 @@ def conversion(statistic: str) -> tuple[str, str] | None:
 
 
 def is_statistic(name: str) -> bool:
-    """Tell whether Braze documents a statistic of this name."""
+    """Return whether Braze documents a statistic of this name."""
     return name in MESSAGE_STATISTICS or name in CAMPAIGN_STATISTICS or name == REVENUE or conversion(name) is not None

@@ -46,9 +46,9 @@ Sample = tuple[Series, float]
 
 
 class Row(NamedTuple):
-    """Samples with the same labels; `place` identifies it among a campaign's rows and begins with its day, if any."""
+    """Samples with the same labels; `key` identifies it among a campaign's rows and begins with its day, if any."""
 
-    place: tuple[str, ...]
+    key: tuple[str, ...]
     labels: Labels
     samples: tuple[Sample, ...]
 
@@ -152,31 +152,20 @@ class StatusFamilies(NamedTuple):
 
 def status_families(prefix: str, dropped: str) -> StatusFamilies:
     """Return the families about the polls of one API; `dropped` is the name of that about dropped samples."""
+
+    def family(name: str, text: str, *labels: str, type: MetricType = "gauge") -> Family:  # noqa: A002 - as above
+        return _own(f"{prefix}{name}", text, *CAMPAIGN_LABELS, *labels, type=type)
+
+    shown = "1 when the last poll of the campaign succeeded and its counts are shown, else 0"
+    failed = "Failed polls of the campaign, by the reason of the last attempt; a reason appears with its first failure"
+    over = "Samples of the campaign that are not shown because of limits.series or limits.series_per_campaign"
     return StatusFamilies(
-        _own(
-            f"{prefix}up",
-            "1 when the last poll of the campaign succeeded and its counts are shown, else 0; "
-            "says nothing of its activity",
-            *CAMPAIGN_LABELS,
-        ),
-        _own(
-            f"{prefix}last_success_timestamp_seconds", "Time of the campaign's last successful poll", *CAMPAIGN_LABELS
-        ),
-        _own(f"{prefix}polls_total", "Finished polls of the campaign", *CAMPAIGN_LABELS, type="counter"),
-        _own(
-            f"{prefix}poll_failures_total",
-            "Failed polls of the campaign, by the reason of the last attempt; a reason appears with its first failure",
-            *CAMPAIGN_LABELS,
-            "reason",
-            type="counter",
-        ),
-        _own(f"{prefix}poll_interval_seconds", "Interval between two polls of the campaign", *CAMPAIGN_LABELS),
-        _own(
-            dropped,
-            "Samples of the campaign that are not shown because of limits.series or limits.series_per_campaign",
-            "campaign_id",
-            "workspace",
-        ),
+        up=family("up", f"{shown}; says nothing of its activity"),
+        last_success=family("last_success_timestamp_seconds", "Time of the campaign's last successful poll"),
+        polls=family("polls_total", "Finished polls of the campaign", type="counter"),
+        failures=family("poll_failures_total", failed, "reason", type="counter"),
+        interval=family("poll_interval_seconds", "Interval between two polls of the campaign"),
+        dropped=_own(dropped, over, "campaign_id", "workspace"),
     )
 
 
@@ -346,8 +335,8 @@ def _variation_row(state: CampaignState, variation: Variation, groups: _DayGroup
         ("variation_name", variation.name),
         ("workspace", state.workspace),
     )
-    place = (groups.day, variation.channel, variation.id, variation.name)
-    return Row(place, labels, tuple(_samples(variation.statistics, groups.variation)))
+    key = (groups.day, variation.channel, variation.id, variation.name)
+    return Row(key, labels, tuple(_samples(variation.statistics, groups.variation)))
 
 
 def _samples(statistics: dict[str, float], group: _Group) -> list[Sample]:

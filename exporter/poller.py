@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from exporter.braze.client import Client
-from exporter.braze.decoding import Lanes
+from exporter.braze.decoding import DecodingLocks
 from exporter.braze.rate_limiter import LONGEST_WAIT
 from exporter.campaigns import Campaigns
 from exporter.system import threads
@@ -49,7 +49,7 @@ class Poller:
         self._fatal = fatal
         self._total_shards = total_shards
         self._start_thread = start_thread
-        self._lanes = Lanes()
+        self._decoding_locks = DecodingLocks()
         self._stopped = False
         self._expiry_changed = threading.Event()
         self._former_secrets: tuple[str, ...] = ()
@@ -151,7 +151,7 @@ class Poller:
                     stopped=threading.Event(),
                     total_shards=self._total_shards,
                     counters=former.client.counters if former else None,
-                    lanes=self._lanes,
+                    decoding_locks=self._decoding_locks,
                 )
                 undo.callback(client.close)
                 clients[workspace.name] = client

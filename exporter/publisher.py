@@ -46,7 +46,7 @@ class Publisher:
             _log_dropped(state, dropped)
         unchanged = set() if dropped else self._unchanged_days(state)
         changed = (
-            row for row in (*admitted, *status_rows(state, dropped, polled.status)) if row.place[0] not in unchanged
+            row for row in (*admitted, *status_rows(state, dropped, polled.status)) if row.key[0] not in unchanged
         )
         self.exposition.replace(state.key, changed, series=series, unchanged=unchanged)
         self._dropped[state.key] = dropped

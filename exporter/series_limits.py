@@ -33,7 +33,7 @@ class SeriesLimits:
             rows = _first_within(rows, before, left)
             size = samples_in(rows)
         self.drop(campaign)
-        self._admitted[campaign] = {row.place for row in rows}
+        self._admitted[campaign] = {row.key for row in rows}
         self._sizes[campaign] = size
         self._total += size
         return list(rows)
@@ -56,8 +56,8 @@ def samples_in(rows: Iterable[Row]) -> int:
 def _first_within(rows: Sequence[Row], before: set[tuple[str, ...]], left: int) -> list[Row]:
     """Choose rows until no sample is left: those that were admitted before come first, each in their order."""
     chosen: set[tuple[str, ...]] = set()
-    for row in sorted(rows, key=lambda row: row.place not in before):
+    for row in sorted(rows, key=lambda row: row.key not in before):
         if len(row.samples) <= left:
             left -= len(row.samples)
-            chosen.add(row.place)
-    return [row for row in rows if row.place in chosen]
+            chosen.add(row.key)
+    return [row for row in rows if row.key in chosen]

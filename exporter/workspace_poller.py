@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from exporter.braze.api import Api
-    from exporter.braze.client import Client, Received
+    from exporter.braze.client import Client
     from exporter.braze.data_series import DataSeries
     from exporter.config import Config, Workspace
     from exporter.polled import Polled
@@ -184,13 +184,13 @@ class WorkspacePoller:
     ) -> None:
         outcome: DataSeries | BrazeError
         try:
-            received = client.request(api, campaign_id, poll=self._poll, permit=permit)
+            try:
+                received = client.request(api, campaign_id, poll=self._poll, permit=permit)
+            finally:
+                self._become_idle()
+            outcome = client.read(received, samples=_SLACK * self._limits.series_per_campaign)
         except BrazeError as error:
-            self._become_idle()
             outcome = error
-        else:
-            self._become_idle()
-            outcome = self._read(client, received)
         failure = self._record((self._workspace.name, api.name, campaign_id), client, outcome)
         with self._changed:
             now = self._clock.monotonic()
@@ -201,12 +201,6 @@ class WorkspacePoller:
                     self._succeeded_at = now
                 schedule.end_poll(campaign_id, succeeded=failure is None, now=now, wall=self._clock.wall())
             self._changed.notify()
-
-    def _read(self, client: Client, received: Received[DataSeries]) -> DataSeries | BrazeError:
-        try:
-            return client.read(received, samples=_SLACK * self._limits.series_per_campaign)
-        except BrazeError as error:
-            return error
 
     def _become_idle(self) -> None:
         """Count as idle: the rest of the poll needs the processor, not one more thread."""

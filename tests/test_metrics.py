@@ -178,8 +178,8 @@ def test_places_do_not_depend_on_names() -> None:
     """A renamed campaign's rows keep their places."""
     renamed = replace(STATE, campaign_name="Hello")
 
-    assert [row.place for row in day_rows(STATE)] == [row.place for row in day_rows(renamed)]
-    assert len({row.place for row in day_rows(STATE)}) == 4
+    assert [row.key for row in day_rows(STATE)] == [row.key for row in day_rows(renamed)]
+    assert len({row.key for row in day_rows(STATE)}) == 4
 
 
 def test_durations_are_cumulated() -> None:

@@ -722,7 +722,7 @@ def test_what_is_decoded_holds_up_no_other_news(tmp_path: Path, braze: Simulator
         eventually(run.ready, what="the end of the first round")
         braze.misbehave(Status(404), campaign_id=failing)
         braze.misbehave(Hang(), campaign_id=hanging)
-        with run.poller._lanes.small:  # noqa: SLF001 - whoever decodes has it
+        with run.poller._decoding_locks.small:  # noqa: SLF001 - whoever decodes has it
             clock.asleep = 3601.0
             eventually(partial(run.failed, failing), what="a failure")
             eventually(lambda: asked(braze, decoded) == 2, what="another response")
@@ -767,10 +767,10 @@ def test_large_responses_of_all_workspaces_wait_in_one_line(tmp_path: Path, braz
     body = b'{"data": [{"time": "2026-03-03", "revenue": 1}], "text": "%s"}' % (b"x" * (2 << 20))
     with polling(loaded.model_copy(update={"workspaces": (*loaded.workspaces, other)})) as run:
         eventually(run.ready, what="the end of the first round")
-        lane = run.poller._lanes.large  # noqa: SLF001 - whoever reads a large one is its first
-        assert lane.acquire(0)
+        lock = run.poller._decoding_locks.large  # noqa: SLF001 - whoever reads a large one is its first
+        assert lock.acquire(0)
         braze.misbehave(Body(body), campaign_id=large)
-        eventually(lambda: len(lane) == 3, what="two that wait")
+        eventually(lambda: len(lock) == 3, what="two that wait")
         before = {state.key: state.polls for state in run.poller.campaigns}
         eventually(
             lambda: all(
@@ -779,7 +779,7 @@ def test_large_responses_of_all_workspaces_wait_in_one_line(tmp_path: Path, braz
             what="polls of the small ones",
         )
         waited = [state.polls - before[state.key] for state in run.poller.campaigns if state.campaign_id == large]
-        lane.release()
+        lock.release()
         eventually(
             lambda: all(state.polls > before[state.key] for state in run.poller.campaigns),
             what="the large ones to be read",

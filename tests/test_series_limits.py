@@ -18,7 +18,7 @@ ROWS = st.lists(st.builds(row, st.sampled_from("abcdef"), st.integers(0, 4)), ma
 
 def names(rows: list[Row]) -> str:
     """Return the names of rows in a word."""
-    return "".join(row.place[0] for row in rows)
+    return "".join(row.key[0] for row in rows)
 
 
 def test_all_rows_while_there_is_room() -> None:
@@ -79,7 +79,7 @@ def test_limits_hold(polls: list[tuple[int, list[Row]]], series: int, series_per
     admission = SeriesLimits(Limits(series=series, series_per_campaign=series_per_campaign))
     shown: dict[int, int] = {}
     for campaign, rows in polls:
-        unique = list({row.place: row for row in rows}.values())
+        unique = list({row.key: row for row in rows}.values())
         shown[campaign] = sum(len(row.samples) for row in admission.admit(campaign, unique))
 
         assert shown[campaign] <= series_per_campaign

@@ -13,7 +13,7 @@ from exporter import __version__
 from exporter.braze.api import Parsed_co
 from exporter.braze.api_key import ApiKey
 from exporter.braze.counters import Counters
-from exporter.braze.decoding import DecodingError, Lanes, TooManyValues, Turn, decoded
+from exporter.braze.decoding import DecodingError, DecodingLocks, TooManyValues, Turn, decoded
 from exporter.braze.errors import UNEXPECTED, BrazeError, PayloadError, RateLimited, Reason, log_traceback
 from exporter.braze.rate_limiter import LONGEST_PAUSE, LONGEST_WAIT, Permit, RateLimiter, back_off, requested_wait
 from exporter.braze.transport import NotConnected, NotDecoded, NotTrusted, TimedOut, TooLarge, Transport, TransportError
@@ -48,8 +48,8 @@ class Received(Generic[Parsed_co]):
 class Client:
     """Client of one workspace: its API key, connections and rate limiters. Any number of threads may use it.
 
-    The rate limits are divided by `total_shards`. `counters` of a former client go on. `lanes` are shared by all
-    clients of the process. `monotonic` includes the time that the machine sleeps, where the system can.
+    The rate limits are divided by `total_shards`. `counters` of a former client go on. `decoding_locks` are shared by
+    all clients of the process. `monotonic` includes the time that the machine sleeps, where the system can.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Client:
         stopped: threading.Event,
         total_shards: int = 1,
         counters: Counters | None = None,
-        lanes: Lanes | None = None,
+        decoding_locks: DecodingLocks | None = None,
         read_key: Callable[[Workspace, Mapping[str, str]], str] = read_api_key,
     ) -> None:
         self.workspace = workspace
@@ -82,7 +82,7 @@ class Client:
         self._key = ApiKey(workspace, interval=interval, environ=environ, monotonic=monotonic, read_key=read_key)
         self._wall = wall
         self._monotonic = monotonic
-        self._lanes = lanes or Lanes()
+        self._decoding_locks = decoding_locks or DecodingLocks()
         self._random = random
         self._stopped = stopped
         self._transport = Transport(
@@ -195,7 +195,7 @@ class Client:
 
     def _attempt(self, api: str, target: str, permit: Permit, deadline: float) -> tuple[bytes, Turn]:
         key = self._key.get(fresh=permit.probe)
-        turn = Turn(self._lanes)
+        turn = Turn(self._decoding_locks)
         try:
             return _body(self._reply(api, target, key, deadline, turn), self.secrets, self._wall()), turn
         except BrazeError as error:

@@ -42,7 +42,7 @@ LONGEST_IDLE = 60.0
 """Seconds without a request after which a connection is not trusted: a NAT may have forgotten it."""
 
 PATIENCE = 2.0
-"""Seconds for an address that does not answer, while others remain."""
+"""Seconds for an address that does not respond, while others remain."""
 
 _NOTHING_KEPT = {
     HTTPStatus.SWITCHING_PROTOCOLS,
@@ -78,8 +78,8 @@ _KEEP_ALIVE = [
 # -- Deadlines ---------------------------------------------------------------------------------------------------------
 
 
-class Line:
-    """A second handle on a connection's socket: shutting it ends whatever reads or writes, TLS handshakes too.
+class SocketHandle:
+    """A second handle on a connection's socket: shutting it down ends all reads and writes, TLS handshakes too.
 
     It is open until its connection is closed, and while a request is watched on it even if that was closed before.
     A connection serves its next request while the one before still ends: only the last watch counts.
@@ -92,12 +92,12 @@ class Line:
         self._closing = False
 
     def begin(self, watch: Watch) -> None:
-        """Let this watch shut the connection, and no other."""
+        """Allow this watch, and no other, to shut the connection down."""
         with self._lock:
             self._watch = watch
 
     def end(self, watch: Watch) -> None:
-        """Forget this watch, unless another has begun."""
+        """End this watch, unless another has begun."""
         with self._lock:
             if self._watch is watch:
                 self._watch = None
@@ -110,7 +110,7 @@ class Line:
             self._close_if_done()
 
     def shut(self, watch: Watch) -> None:
-        """End what is under way, if it is of this watch."""
+        """Shut the connection down if this watch is the current one."""
         with self._lock, contextlib.suppress(OSError):
             if self._watch is watch:
                 self._handle.shutdown(socket.SHUT_RDWR)
@@ -135,31 +135,31 @@ class Watch:
         self.responding = False
         self.response: Response | None = None
         self._lock = threading.Lock()
-        self._line: Line | None = None
+        self._socket_handle: SocketHandle | None = None
 
     def remaining(self) -> float:
         """Return the seconds until the deadline."""
         return self.deadline - time.monotonic()
 
-    def attach(self, line: Line | None) -> None:
-        """Watch this connection, and the one before no longer."""
+    def attach(self, handle: SocketHandle | None) -> None:
+        """Watch this connection instead of the one before."""
         with self._lock:
-            if line is self._line:
+            if handle is self._socket_handle:
                 return
-            if self._line is not None:
-                self._line.end(self)
-            self._line = line
-            if line is not None:
-                line.begin(self)
+            if self._socket_handle is not None:
+                self._socket_handle.end(self)
+            self._socket_handle = handle
+            if handle is not None:
+                handle.begin(self)
                 if self.expired:
-                    line.shut(self)
+                    handle.shut(self)
 
     def expire(self) -> None:
         """Shut the connection, now or as soon as there is one."""
         with self._lock:
             self.expired = True
-            if self._line is not None:
-                self._line.shut(self)
+            if self._socket_handle is not None:
+                self._socket_handle.shut(self)
 
 
 _current_watch: ContextVar[Watch] = ContextVar("_current_watch")
@@ -209,7 +209,7 @@ class Watchdog:
             watch.attach(None)
 
     def shorten(self, watch: Watch, seconds: float) -> None:
-        """Bring the deadline of a running request forward to so many seconds from now, if it is later."""
+        """Shorten the deadline of a running request to `seconds` from now."""
         with self._changed:
             watch.deadline = min(watch.deadline, time.monotonic() + seconds)
             self._wake_by(watch.deadline)
@@ -243,7 +243,7 @@ class Watchdog:
 
 
 class _Source(io.BufferedReader):
-    """The bytes of a response, and what they say about its end.
+    """Bytes of a response, and the evidence about its end.
 
     `exact`: all programs split every line so far alike. `cut`: the connection ended within the last line. `last`: the
     last two bytes of the last read. `left_over`, known when it is closed: more bytes have arrived.
@@ -369,7 +369,7 @@ class Connection(HTTPConnection):
     Whoever puts it back sets `idle_since`, a time of `monotonic`.
     """
 
-    _line: Line | None = None
+    _socket_handle: SocketHandle | None = None
     _connected_at = -math.inf
     idle_since = -math.inf
 
@@ -399,16 +399,16 @@ class Connection(HTTPConnection):
 
     def request(self, *arguments: object, **options: object) -> None:
         """Send a request, with the watch on the connection if it is there already."""
-        if self._line is not None:
-            _current_watch.get().attach(self._line)
+        if self._socket_handle is not None:
+            _current_watch.get().attach(self._socket_handle)
         super().request(*arguments, **options)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Close the connection, and the handle of the watch as soon as that is done with it."""
         super().close()
-        if self._line is not None:
-            self._line.close()
-            self._line = None
+        if self._socket_handle is not None:
+            self._socket_handle.close()
+            self._socket_handle = None
 
     def _new_conn(self) -> socket.socket:
         watch = _current_watch.get()
@@ -416,8 +416,8 @@ class Connection(HTTPConnection):
         addresses = self._resolver.resolve(self._dns_host, self.port, watch.remaining())
         sock = connect(addresses, self.port, watch, [*(self.socket_options or ()), *_KEEP_ALIVE])
         self._connected_at = self._monotonic()
-        self._line = Line(sock)
-        watch.attach(self._line)
+        self._socket_handle = SocketHandle(sock)
+        watch.attach(self._socket_handle)
         return sock
 
 
@@ -429,7 +429,7 @@ _LookUp: TypeAlias = "Callable[[str, int, int, int], Sequence[tuple[int, int, in
 
 
 class Resolver:
-    """Name resolution with a timeout: the system's cannot be told when to give up, so it runs in threads.
+    """Name resolution with a timeout: the system's has none, so it runs in threads.
 
     Concurrent calls for one host and port share a look-up: however long it hangs, there is at most one thread for it.
     """
@@ -444,7 +444,7 @@ class Resolver:
         """Return the addresses of a host.
 
         Raises:
-            TimeoutError: they were not there within `timeout` seconds.
+            TimeoutError: they were not found within `timeout` seconds.
             OSError: there are none, or no thread could be started.
             UnicodeError: the name cannot be one.
 
@@ -471,7 +471,7 @@ class Resolver:
             found.set_result([str(address[0]) for *_, address in addresses])
 
     def _forget(self, host: str, port: int) -> None:
-        """Let the next call look again; it waits until this one is in the dictionary."""
+        """Make the next call look again; it waits until this one is in the dictionary."""
         with self._lock:
             del self._running[host, port]
 
@@ -484,9 +484,9 @@ def connect(
     *,
     patience: float = PATIENCE,
 ) -> socket.socket:
-    """Connect to the first address that answers.
+    """Connect to the first address that responds.
 
-    One that does not has an equal share of the time left, `patience` seconds at most; the last has all that is left.
+    Each has an equal share of the time left, `patience` seconds at most; the last has all of it.
     """
     failure = OSError("the name has no address")
     for others, address in zip(reversed(range(len(addresses))), addresses, strict=True):

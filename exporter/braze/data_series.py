@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 LABEL_BYTES = 1000
-"""A label value has at most so many bytes of UTF-8; a longer one is cut and ends in an ellipsis.
+"""Maximum number of bytes of a label value in UTF-8; a longer one is cut and ends in an ellipsis.
 
 Managed Prometheus services refuse a whole scrape for one value of more than 1,023.
 """
 
 EXAMPLES = 10
-"""Of the parts that are skipped, and of the fields that are no numbers, so many are named and the rest is counted."""
+"""Maximum number of skipped parts, and of fields that are not numbers, that are named; the others are counted."""
 
 SAMPLES = 100_000
-"""So many numbers are kept of a response unless another limit is given; a row without numbers counts as one."""
+"""Default of the maximum number of numbers of a response; a row without numbers counts as one."""
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _NUMBER = re.compile(r"[-+]?[\d.,_]*\d[\d.,_]*(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -64,10 +64,10 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class DataSeries:
-    """The two newest days of a response, and what of it was left out.
+    """The two newest days of a response, and the parts that were left out.
 
-    `skipped_parts` could not be read, `skipped` has a sentence about each of the first. `no_numbers` names statistics
-    that came as something else, a number in quotes for example; `dropped` is how many samples were over the limit.
+    `skipped_parts` could not be read, `skipped` describes the first ones. `no_numbers` are the names of statistics that
+    are not numbers, for example in quotes. `dropped` is the number of samples over the limit.
     """
 
     latest: Day | None
@@ -128,47 +128,47 @@ def clean(text: str) -> str:
 
 
 _shared = lru_cache(maxsize=1024)(clean)
-"""The same few names come with every response: each is kept once, not once for every campaign."""
+"""Cache of names, which are the same in every response: each is kept once, not once for every campaign."""
 
 
 class _Notes:
-    """What is left out of a response while it is read, and how much there is still room for."""
+    """Parts of a response that are left out, and the number of samples that may still be kept."""
 
-    __slots__ = ("dropped", "no_numbers", "room", "skipped", "skipped_parts")
+    __slots__ = ("dropped", "left", "no_numbers", "skipped", "skipped_parts")
 
-    def __init__(self, room: int) -> None:
-        self.room = room
+    def __init__(self, left: int) -> None:
+        self.left = left
         self.dropped = 0
         self.skipped: list[str] = []
         self.skipped_parts = 0
         self.no_numbers: list[str] = []
 
     def skip(self, template: str, *parts: object) -> None:
-        """Count a part that cannot be read; the text is only made of the first."""
+        """Count a part that cannot be read; only the first ones are described."""
         self.skipped_parts += 1
         if len(self.skipped) < EXAMPLES:
             self.skipped.append(template.format(*parts))
 
     def no_number(self, field: str, value: object) -> None:
-        """Name a statistic that came as something else; other fields only when their text looks like a number."""
+        """Record a statistic that is not a number; another field only if its text looks like a number."""
         if len(self.no_numbers) < EXAMPLES and (is_statistic(field) or _looks_like_number(value)):
             name = clean(field[:_NAME_SHOWN])
             if name not in self.no_numbers:
                 self.no_numbers.append(name)
 
     def admit(self, statistics: dict[str, float], before: int = 0) -> bool:
-        """Return whether there is room for so many instead of the size before; otherwise count all as dropped."""
-        room = self.room + before - _size(statistics)
-        if room < 0:
-            self.room += before
+        """Return whether the limit allows them in place of the size before; otherwise count them as dropped."""
+        left = self.left + before - _size(statistics)
+        if left < 0:
+            self.left += before
             self.dropped += len(statistics)
             return False
-        self.room = room
+        self.left = left
         return True
 
 
 def _size(statistics: dict[str, float]) -> int:
-    """Return what a row takes of the limit: without numbers it takes memory all the same."""
+    """Return a row's share of the limit: without numbers it takes memory, too."""
     return max(len(statistics), 1)
 
 
@@ -189,7 +189,7 @@ def _date(place: int, entry: object, notes: _Notes) -> date | None:
 
 
 def _day(day: date, place: int, entry: dict[str, object], notes: _Notes) -> Day:
-    """Read a day. After the first row without room no other is begun: a part of a sum would be a wrong number."""
+    """Read a day. After the first row over the limit no other is added: a part of a sum would be a wrong number."""
     own = _statistics(entry, notes)
     if not notes.admit(own):
         own = {}

@@ -1,4 +1,4 @@
-"""Response bodies to JSON, with a bound on the work of each and an order among those that are decoded."""
+"""Decoder of response bodies, with bounded work for each and one at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS_LIMIT = 250_000
 _KEY = re.compile(rb'"[^"]{1,64}"\s*:')
 _SLICE = 1 << 20
 _INTEGER_DIGITS = 400
-"""No float is as large as an integer of so many digits."""
+"""Digits of an integer that is larger than any float."""
 
 
 class DecodingError(ValueError):
@@ -37,7 +37,7 @@ class TooManyValues(DecodingError):
 
 
 def decoded(body: bytes) -> object:
-    """Return what a body of JSON says; an integer of more digits than Python reads is NaN.
+    """Return the content of a JSON body; an integer of more digits than Python reads is NaN.
 
     Raises:
         DecodingError: it is not JSON, is nested too deeply, or has too many values.
@@ -53,7 +53,7 @@ def decoded(body: bytes) -> object:
 
 
 def _is_too_much(body: bytes) -> bool:
-    """Tell whether decoding would take too long, by a count that takes little and lets others run in between."""
+    """Return whether decoding would take too long, by a fast count during which other threads run."""
     values = sum(map(body.count, (b",", b"{", b"[")))
     if not KEYS_LIMIT < values <= VALUES_LIMIT:
         return values > VALUES_LIMIT
@@ -66,9 +66,9 @@ def _is_too_much(body: bytes) -> bool:
 
 
 def _loaded(body: bytes) -> object:
-    """Decode small bodies as fast as can be, large ones and those with an integer too long for Python by functions.
+    """Decode a body, with functions of Python if it is large or has an integer that is too long.
 
-    These take longer and let other threads run in between.
+    They are slower and let other threads run in between.
     """
     if len(body) <= LARGE:
         try:
@@ -88,8 +88,8 @@ def _integer(digits: str) -> float:
     return int(digits) if len(digits) <= _INTEGER_DIGITS else float("nan")
 
 
-class Lanes:
-    """The order in which responses are decoded, one object for all workspaces.
+class DecodingLocks:
+    """Locks under which responses are decoded, shared by all workspaces.
 
     Small ones are decoded one at a time, as a crowd of threads slows the interpreter down. Large ones are read and
     decoded one at a time, in the order in which they came, so that one at most takes memory. Neither wait for others.
@@ -97,22 +97,22 @@ class Lanes:
 
     def __init__(self) -> None:
         self.small = threading.Lock()
-        self.large = Lane()
+        self.large = FairLock()
 
 
-class Lane:
-    """A lock that is given to those who wait for it in their order."""
+class FairLock:
+    """Lock that waiting threads acquire in the order of their calls."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._line: deque[object] = deque()
 
     def __len__(self) -> int:
-        """Return how many have their turn or wait for it."""
+        """Return the number of threads that hold it or wait for it."""
         return len(self._line)
 
     def acquire(self, timeout: float) -> bool:
-        """Wait for the turn, `timeout` seconds at most; return whether it came."""
+        """Wait for the lock, `timeout` seconds at most; return whether it was acquired."""
         place = object()
         with self._changed:
             self._line.append(place)
@@ -122,7 +122,7 @@ class Lane:
             return False
 
     def release(self) -> None:
-        """End the turn of the first."""
+        """Release the lock to the next thread."""
         with self._changed:
             self._line.popleft()
             self._changed.notify_all()
@@ -131,30 +131,30 @@ class Lane:
 class Turn:
     """One response's turn: `wait` before it gets large; as a context it lasts while the response is decoded."""
 
-    def __init__(self, lanes: Lanes) -> None:
-        self._lanes = lanes
+    def __init__(self, locks: DecodingLocks) -> None:
+        self._decoding_locks = locks
         self._large = False
 
     def wait(self, seconds: float) -> None:
         """Wait for the turn of a large response.
 
         Raises:
-            TimedOut: it did not come within so many seconds.
+            TimedOut: it did not come within `seconds`.
 
         """
-        if not self._lanes.large.acquire(seconds):
+        if not self._decoding_locks.large.acquire(seconds):
             raise TimedOut("other large responses took all of the timeout")
         self._large = True
 
     def end(self) -> None:
-        """Let another large response have its turn, if this one has it."""
+        """End the turn of a large response, if it has begun."""
         if self._large:
             self._large = False
-            self._lanes.large.release()
+            self._decoding_locks.large.release()
 
     def __enter__(self) -> None:
         if not self._large:
-            self._lanes.small.acquire()
+            self._decoding_locks.small.acquire()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
@@ -162,4 +162,4 @@ class Turn:
         if self._large:
             self.end()
         else:
-            self._lanes.small.release()
+            self._decoding_locks.small.release()

@@ -46,7 +46,7 @@ BODY_LIMIT = 16 * 1024 * 1024
 """Bytes of a decoded body; Braze's largest responses are a hundredth of it."""
 
 LARGE = 1024 * 1024
-"""Bytes of a body that are read, and decompressed, before it waits for its turn."""
+"""Bytes of a body that are read and decompressed before it waits for its turn."""
 
 _ERROR_BODY_LIMIT = 64 * 1024
 """Bytes that are read of the body of an error, so that its connection can be kept."""
@@ -67,11 +67,11 @@ _CODINGS = {"br", "compress", "deflate", "gzip", "x-compress", "x-gzip", "zstd"}
 
 
 class TransportError(Exception):
-    """A request got no usable response; the text says why and holds nothing of the request or the response."""
+    """A request without a usable response; the text contains nothing of the request or the response."""
 
 
 class TimedOut(TransportError):
-    """The deadline passed before the last byte."""
+    """The deadline passed before the last byte arrived."""
 
 
 class NotConnected(TransportError):
@@ -134,7 +134,7 @@ class Transport:
         self._watchdog = Watchdog(start)
 
     def get(self, target: str, *, authorization: str, timeout: float, before_large: Callable[[float], None]) -> Reply:
-        """Request a path with its query, and return what came within `timeout` seconds.
+        """Send a request for a path with its query; return the response if it is complete within `timeout` seconds.
 
         `before_large` is called with the seconds left, once, before more than LARGE bytes of a body are read or
         decompressed. It returns when it is this body's turn, and raises TimedOut when that does not come in time. Of a
@@ -159,7 +159,7 @@ class Transport:
     def _outcome(
         self, target: str, headers: Mapping[str, str], deadline: float, before_large: Callable[[float], None]
     ) -> Reply | TransportError:
-        """Return the reply or what became of it; raised here, it would refer to errors below, and they to the key.
+        """Return the reply or the error; raised here, it would refer to errors of libraries, and they to the key.
 
         The request is sent again, once, when a kept connection was dead before a byte of a response came.
         """
@@ -286,7 +286,7 @@ def _check_size(body: bytes, limit: int) -> None:
 
 
 def _unzipped(body: bytes, limit: int, wait_for_turn: Callable[[], None]) -> bytes:
-    """Return what gzip made a body of, and of what is over the limit one byte more; a body over the limit is cut.
+    """Return the decompressed body, one byte over the limit at most; a compressed body over the limit is cut.
 
     Zeros behind a member are padding.
     """
@@ -312,7 +312,7 @@ def _unzipped(body: bytes, limit: int, wait_for_turn: Callable[[], None]) -> byt
 
 
 def _behind_zeros(rest: memoryview) -> memoryview:
-    """Return what follows the zeros that a text begins with, looking at a slice of it at once."""
+    """Return the bytes behind leading zeros, which are looked for in one slice after the other."""
     while rest and (zeros := len(part := bytes(rest[:_GZIP_SLICE])) - len(part.lstrip(b"\0"))):
         rest = rest[zeros:]
     return rest
@@ -326,10 +326,10 @@ _EXPECTED = (
     ValueError,
     zlib.error,
 )
-"""What requests and the libraries below it raise when the other side does anything at all."""
+"""Exceptions of requests and of the libraries below it, whatever the other side does."""
 
 _TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d+)")
-"""How http.client words that a proxy does not connect; what follows is the proxy's own text."""
+"""Text of http.client's error when a proxy does not connect; the proxy's own text follows."""
 
 
 def _environment(endpoint: str) -> tuple[dict[str, str], bool | str]:
@@ -342,7 +342,7 @@ def _environment(endpoint: str) -> tuple[dict[str, str], bool | str]:
 
 
 def _translated(error: Exception) -> TransportError:
-    """Name an exception of the libraries below by what happened, in words that are ours or the system's."""
+    """Return the TransportError that an exception of a library means, with a text that is ours or the system's."""
     innermost = list(_chain(error))[-1]
     if isinstance(error, zlib.error):
         return NotDecoded("the body is not what its Content-Encoding says")

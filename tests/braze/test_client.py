@@ -4,18 +4,19 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from exporter.braze.api import Api, RateLimit
 from exporter.braze.client import Client, _body
 from exporter.braze.data_series import SAMPLES, DataSeries
-from exporter.braze.decoding import Lanes
+from exporter.braze.decoding import DecodingLocks
 from exporter.braze.errors import BrazeError, RateLimited, Reason, log_traceback
 from exporter.braze.rate_limiter import Permit
 from exporter.braze.transport import Reply
@@ -193,6 +194,7 @@ class NewClient:
     def __call__(
         self,
         *,
+        apis: Sequence[Api[object]] = (API,),
         endpoint: str = "",
         key_file: Path | None = None,
         requests_per_minute: int = 50_000,
@@ -201,7 +203,7 @@ class NewClient:
         monotonic: Callable[[], float] = time.monotonic,
         random: Random | None = None,
         stopped: threading.Event | None = None,
-        lanes: Lanes | None = None,
+        decoding_locks: DecodingLocks | None = None,
         read_key: Callable[[Workspace, Mapping[str, str]], str] = read_api_key,
     ) -> Client:
         """Return a client."""
@@ -215,14 +217,14 @@ class NewClient:
         )
         client = Client(
             workspace,
-            [API],
+            apis,
             interval=interval,
             environ={"KEY": self.braze.api_key},
             wall=wall,
             monotonic=monotonic,
             random=random or Hasty(),
             stopped=stopped or threading.Event(),
-            lanes=lanes,
+            decoding_locks=decoding_locks,
             read_key=read_key,
         )
         self.clients.append(client)
@@ -358,25 +360,25 @@ def test_a_deep_traceback_is_cut(caplog: pytest.LogCaptureFixture) -> None:
 @server
 def test_large_responses_take_turns(braze: Simulator, new_client: NewClient) -> None:
     """A large response that was received has its turn until it is read; one that fails on the way lets go of it."""
-    lanes = Lanes()
-    client = new_client(lanes=lanes)
+    locks = DecodingLocks()
+    client = new_client(decoding_locks=locks)
     body = b'{"data": [], "text": "%s"}' % (b"x" * (2 << 20))
     for fault, reason in ((Body(body), None), (Body(bytes(20 << 20)), Reason.TOO_LARGE)):
         misbehave(braze, fault)
         assert reason_of(client) is reason
-        assert len(lanes.large) == 0
+        assert len(locks.large) == 0
     misbehave(braze, Body(body), Body(body), Body(b'{"data": []}'))
     received = client.request(API, braze.campaigns[0].id, poll=Poll(), permit=OPEN)
-    assert len(lanes.large) == 1
+    assert len(locks.large) == 1
     other = reason_of(client, timeout=SOON)
     small = client.request(API, braze.campaigns[0].id, poll=Poll(), permit=OPEN)
     assert client.read(small, samples=SAMPLES) == DataSeries(None, None)
-    assert len(lanes.large) == 1
+    assert len(locks.large) == 1
     assert client.read(received, samples=SAMPLES) == DataSeries(None, None)
 
     assert other is Reason.TIMEOUT
     assert received.body == b""
-    assert len(lanes.large) == 0
+    assert len(locks.large) == 0
 
 
 @server
@@ -575,6 +577,24 @@ def test_a_rate_limit_without_a_date_goes_by_our_clock(braze: Simulator, new_cli
 
     assert reason_of(client) is Reason.RATE_LIMITED
     assert 150 < client.limiter(API).paused_for(time.monotonic()) <= 200
+
+
+@server
+def test_rate_limits_of_apis(new_client: NewClient) -> None:
+    """APIs with one rate limit share its rate limiter; a 401 of any is what pauses the client, before a 429."""
+    other = RateLimit("other", lambda _: 60.0)
+    lists, details = (replace(API, name=name, rate_limit=other) for name in ("list", "details"))
+    client = new_client(apis=(API, lists, details))
+    paused = [client.paused]
+    client.limiter(lists).record_failure(OPEN, RateLimited("", 60.0), time.monotonic())
+    paused.append(client.paused)
+    client.limiter(API).record_failure(OPEN, BrazeError(Reason.UNAUTHORIZED, ""), time.monotonic())
+    paused.append(client.paused)
+
+    assert client.limiter(details) is client.limiter(lists)
+    assert client.limiter(API) is not client.limiter(lists)
+    assert paused == [None, Reason.RATE_LIMITED, Reason.UNAUTHORIZED]
+    assert client.statistics.keys() == {"data_series", "list", "details"}
 
 
 @server

@@ -24,8 +24,8 @@ from exporter.braze.connection import (
     OLDEST,
     PATIENCE,
     Connection,
-    Line,
     Resolver,
+    SocketHandle,
     Watch,
     Watchdog,
     connect,
@@ -577,7 +577,7 @@ def test_a_request_that_is_over_does_not_end_the_next_on_its_connection() -> Non
     near, far = socket.socketpair()
     with closing(near), closing(far):
         far.setblocking(False)
-        line, first, second = Line(near), Watch(0), Watch(0)
+        line, first, second = SocketHandle(near), Watch(0), Watch(0)
         first.attach(line)
         second.attach(line)
         first.expire()
@@ -596,7 +596,7 @@ def test_a_connection_that_comes_too_late_is_shut() -> None:
     near, far = socket.socketpair()
     with closing(near), closing(far):
         far.setblocking(False)
-        line, watch = Line(near), Watch(0)
+        line, watch = SocketHandle(near), Watch(0)
         watch.expire()
         watch.attach(line)
 
@@ -610,7 +610,7 @@ def test_the_deadline_can_be_brought_forward() -> None:
     near, far = socket.socketpair()
     with closing(near), closing(far):
         far.settimeout(LONG)
-        watchdog, line = Watchdog(), Line(near)
+        watchdog, line = Watchdog(), SocketHandle(near)
         with watchdog.watch(time.monotonic() + 10 * LONG) as watch:
             watch.attach(line)
             watchdog.shorten(watch, 20 * LONG)

@@ -9,7 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given
 
-from exporter.braze.decoding import KEYS_LIMIT, VALUES_LIMIT, DecodingError, Lane, Lanes, TooManyValues, Turn, decoded
+from exporter.braze.decoding import (
+    KEYS_LIMIT,
+    VALUES_LIMIT,
+    DecodingError,
+    DecodingLocks,
+    FairLock,
+    TooManyValues,
+    Turn,
+    decoded,
+)
 from exporter.braze.transport import TimedOut
 from tests.support.servers import eventually
 from tests.support.strategies import JSON
@@ -102,38 +111,38 @@ def in_thread(run: Callable[[], object]) -> threading.Thread:
 
 def test_large_responses_come_one_at_a_time_in_their_order() -> None:
     """The first has its turn at once, the others when those before them have ended theirs."""
-    lane = Lane()
+    lock = FairLock()
     ended: list[int] = []
 
     def run(number: int) -> None:
-        assert lane.acquire(LONG)
+        assert lock.acquire(LONG)
         ended.append(number)
-        lane.release()
+        lock.release()
 
-    assert lane.acquire(LONG)
+    assert lock.acquire(LONG)
     threads = []
     for number in range(5):
         threads.append(in_thread(lambda number=number: run(number)))  # type: ignore[misc]
-        eventually(lambda number=number: len(lane) == number + 2, what="one more in the line")  # type: ignore[misc]
+        eventually(lambda number=number: len(lock) == number + 2, what="one more in the line")  # type: ignore[misc]
     assert ended == []
-    lane.release()
+    lock.release()
     for thread in threads:
         thread.join(LONG)
 
     assert ended == [0, 1, 2, 3, 4]
-    assert len(lane) == 0
+    assert len(lock) == 0
 
 
 def test_a_turn_that_does_not_come_in_time() -> None:
     """Who waits in vain is out of the line, wherever it stood, and the others move up."""
-    lanes = Lanes()
-    first, second, third = Turn(lanes), Turn(lanes), Turn(lanes)
+    locks = DecodingLocks()
+    first, second, third = Turn(locks), Turn(locks), Turn(locks)
     first.wait(0)
     for seconds in (0, -1.0, 0.01):
         with pytest.raises(TimedOut, match="other large responses"):
             second.wait(seconds)
     waiting = in_thread(lambda: third.wait(LONG))
-    eventually(lambda: len(lanes.large) == 2, what="the third in the line")
+    eventually(lambda: len(locks.large) == 2, what="the third in the line")
     with pytest.raises(TimedOut):
         second.wait(0)
     second.end()
@@ -143,56 +152,56 @@ def test_a_turn_that_does_not_come_in_time() -> None:
     assert not waiting.is_alive()
     third.end()
     third.end()
-    assert len(lanes.large) == 0
+    assert len(locks.large) == 0
 
 
 def test_small_responses_do_not_wait_for_large_ones() -> None:
     """While a large one has its turn, small ones are decoded, one at a time; and the other way round."""
-    lanes = Lanes()
-    large, small, other = Turn(lanes), Turn(lanes), Turn(lanes)
+    locks = DecodingLocks()
+    large, small, other = Turn(locks), Turn(locks), Turn(locks)
     large.wait(LONG)
     with small:
-        assert lanes.small.locked()
+        assert locks.small.locked()
         with large:
-            assert len(lanes.large) == 1
-        assert len(lanes.large) == 0
+            assert len(locks.large) == 1
+        assert len(locks.large) == 0
         waiting = in_thread(other.__enter__)
-        assert lanes.small.locked()
+        assert locks.small.locked()
     waiting.join(LONG)
 
     assert not waiting.is_alive()
-    assert lanes.small.locked()
+    assert locks.small.locked()
     other.__exit__(None, None, None)
-    assert not lanes.small.locked()
+    assert not locks.small.locked()
 
 
 def test_a_turn_ends_with_an_exception() -> None:
     """A response that cannot be read holds up nobody."""
-    lanes = Lanes()
+    locks = DecodingLocks()
     for large in (False, True):
-        turn = Turn(lanes)
+        turn = Turn(locks)
         if large:
             turn.wait(LONG)
         with pytest.raises(KeyError), turn:
             raise KeyError
 
-    assert not lanes.small.locked()
-    assert len(lanes.large) == 0
+    assert not locks.small.locked()
+    assert len(locks.large) == 0
 
 
 def test_a_crowd_in_the_lane() -> None:
     """Of many threads one at most has its turn, and in the end nobody is left."""
-    lane = Lane()
+    lock = FairLock()
     inside: list[int] = []
 
     def run(number: int) -> int:
         came = 0
         for _ in range(50):
-            if lane.acquire(0 if number % 3 == 0 else LONG):
+            if lock.acquire(0 if number % 3 == 0 else LONG):
                 inside.append(number)
                 assert inside == [number]
                 inside.remove(number)
-                lane.release()
+                lock.release()
                 came += 1
         return came
 
@@ -200,4 +209,4 @@ def test_a_crowd_in_the_lane() -> None:
         came = list(threads.map(run, range(8)))
 
     assert all(count == 50 for number, count in enumerate(came) if number % 3)
-    assert len(lane) == 0
+    assert len(lock) == 0
