@@ -1,4 +1,4 @@
-"""Tests of exporter.ready: what is ready is what is shown, for as long as it is asked for."""
+"""Tests of exporter.web.body_cache: a cached body is the exposition, as long as it is requested."""
 
 import gzip
 import threading
@@ -74,23 +74,23 @@ def test_one_part_has_many_ends() -> None:
 def test_what_was_made_is_there(encoding: Encoding) -> None:
     """What was made for one scrape is sent to the next; before that there is nothing."""
     world = World(STATE)
-    before = world.bodies.part(encoding)
+    before = world.bodies.get(encoding)
     made = world.bodies.make(encoding)
 
     assert before is None
-    assert world.bodies.part(encoding) is made
+    assert world.bodies.get(encoding) is made
 
 
 def test_a_round_makes_what_has_changed() -> None:
     """A round makes a part anew when something has changed, and else leaves it alone."""
     world = World(STATE)
-    world.bodies.part(GZIP)
+    world.bodies.get(GZIP)
     made = world.bodies.make(GZIP)
     world.bodies.refresh()
-    unchanged = world.bodies.part(GZIP)
+    unchanged = world.bodies.get(GZIP)
     world.exposition.publish(replace(STATE, polls=2))
     world.bodies.refresh()
-    changed = world.bodies.part(GZIP)
+    changed = world.bodies.get(GZIP)
 
     assert unchanged is made
     assert changed is not None
@@ -101,7 +101,7 @@ def test_a_round_makes_what_has_changed() -> None:
 def test_numbers_never_go_back() -> None:
     """A round that took its snapshot before a scrape made a newer part does not put the older one in its place."""
     world = World(STATE)
-    world.bodies.part(GZIP)
+    world.bodies.get(GZIP)
     take = world.exposition.snapshot
 
     def slowly() -> Snapshot:
@@ -113,7 +113,7 @@ def test_numbers_never_go_back() -> None:
 
     world.exposition.snapshot = slowly  # type: ignore[method-assign]
     world.bodies.refresh()
-    part = world.bodies.part(GZIP)
+    part = world.bodies.get(GZIP)
 
     assert part is not None
     assert decoded(part) == world.shown(GZIP)
@@ -142,7 +142,7 @@ def test_no_other_thread_comes_in_between() -> None:
     for _ in range(2):
         world.bodies.make(PLAIN)
     meddler.join()
-    part = world.bodies.part(PLAIN)
+    part = world.bodies.get(PLAIN)
 
     assert part is not None
     assert part.version == 3
@@ -151,9 +151,9 @@ def test_no_other_thread_comes_in_between() -> None:
 def test_a_thread_keeps_parts_ready_until_stopped() -> None:
     """Once started, what changes is made ready without a scrape; after a stop nothing is."""
     world = World(STATE)
-    world.bodies.part(PLAIN)
+    world.bodies.get(PLAIN)
     world.bodies.start()
-    eventually(lambda: world.bodies.part(PLAIN), what="a part that nobody made by hand")
+    eventually(lambda: world.bodies.get(PLAIN), what="a part that nobody made by hand")
     world.bodies.stop()
     eventually(
         lambda: "body cache" not in {thread.name for thread in threading.enumerate()}, what="the end of the thread"
@@ -181,15 +181,15 @@ def test_only_what_is_asked_for() -> None:
     """A round makes the encodings that were asked for within five minutes, and forgets all others."""
     world = World(STATE)
     for encoding in (GZIP, OPENMETRICS):
-        world.bodies.part(encoding)
+        world.bodies.get(encoding)
         world.bodies.make(encoding)
     world.now = REMEMBERED
-    world.bodies.part(GZIP)
+    world.bodies.get(GZIP)
     world.now += 1
     world.bodies.refresh()
 
-    assert world.bodies.part(GZIP) is not None
-    assert [world.bodies.part(encoding) for encoding in (PLAIN, OPENMETRICS, OPENMETRICS_GZIP)] == [None] * 3
+    assert world.bodies.get(GZIP) is not None
+    assert [world.bodies.get(encoding) for encoding in (PLAIN, OPENMETRICS, OPENMETRICS_GZIP)] == [None] * 3
 
 
 def test_what_changes_meanwhile_waits_for_the_next_round() -> None:
@@ -198,7 +198,7 @@ def test_what_changes_meanwhile_waits_for_the_next_round() -> None:
     made = world.bodies.make(PLAIN)
     world.exposition.publish(replace(STATE, polls=2))
 
-    assert world.bodies.part(PLAIN) is made
+    assert world.bodies.get(PLAIN) is made
 
 
 @pytest.mark.parametrize("change", ["withdraw", "settle", "limit"])
@@ -216,7 +216,7 @@ def test_what_must_be_shown_is_not_late(change: str) -> None:
         case _:
             world.exposition.limit(Limits(series=1, series_per_campaign=1), [state])
 
-    assert world.bodies.part(PLAIN) is None
+    assert world.bodies.get(PLAIN) is None
     assert decoded(world.bodies.make(PLAIN)) == world.shown(PLAIN)
 
 
