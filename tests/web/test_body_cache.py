@@ -24,7 +24,7 @@ PLAIN, GZIP, OPENMETRICS, OPENMETRICS_GZIP = ENCODINGS
 
 
 class World:
-    """What is shown, what is ready of it, and the time."""
+    """An exposition, a cache of its bodies, and the time."""
 
     def __init__(self, *states: CampaignState) -> None:
         self.now = 0.0
@@ -36,16 +36,16 @@ class World:
             self.exposition.publish(state)
 
     def shown(self, encoding: Encoding) -> bytes:
-        """Return what is shown now, joined anew."""
+        """Return the current exposition."""
         return b"".join(self.exposition.snapshot().pieces(encoding.form))
 
 
-def decoded(part: CachedBody, rest: bytes = b"") -> bytes:
-    """Return the whole answer, decompressed as by a client that reads one member of gzip and no more."""
-    body = b"".join((*part.pieces, part.end(rest)))
+def decoded(cached: CachedBody, rest: bytes = b"") -> bytes:
+    """Return the whole body, decompressed as by a client that reads only one gzip member."""
+    body = b"".join((*cached.pieces, cached.end(rest)))
 
-    assert len(body) == part.length + len(part.end(rest))
-    if part.checksum is None:
+    assert len(body) == cached.length + len(cached.end(rest))
+    if cached.checksum is None:
         return body
     member = zlib.decompressobj(wbits=31)
     text = member.decompress(body)
@@ -55,24 +55,24 @@ def decoded(part: CachedBody, rest: bytes = b"") -> bytes:
 
 
 @given(st.lists(STATES, max_size=3, unique_by=lambda state: state.key), st.binary(), st.sampled_from(ENCODINGS))
-def test_an_answer_is_what_is_ready_and_the_rest(states: list[CampaignState], rest: bytes, encoding: Encoding) -> None:
-    """In each encoding an answer is what is shown and, after it, the rest; a gzip answer is one member."""
+def test_a_body_is_the_cached_one_and_the_rest(states: list[CampaignState], rest: bytes, encoding: Encoding) -> None:
+    """In each encoding a body is the exposition followed by the rest; a compressed one is one gzip member."""
     world = World(*states)
 
     assert decoded(world.bodies.make(encoding), rest) == world.shown(encoding) + rest
 
 
-def test_one_part_has_many_ends() -> None:
-    """Every scrape ends a part with what is its own."""
-    part = World(STATE).bodies.make(GZIP)
+def test_one_cached_body_has_many_ends() -> None:
+    """Every scrape appends its own rest to the cached body."""
+    body = World(STATE).bodies.make(GZIP)
 
-    assert decoded(part, b"one\n").endswith(b"one\n")
-    assert decoded(part, b"another\n" * 10_000).endswith(b"\nanother\n")
+    assert decoded(body, b"one\n").endswith(b"one\n")
+    assert decoded(body, b"another\n" * 10_000).endswith(b"\nanother\n")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_what_was_made_is_there(encoding: Encoding) -> None:
-    """What was made for one scrape is sent to the next; before that there is nothing."""
+def test_what_was_encoded_is_cached(encoding: Encoding) -> None:
+    """A body that was encoded for one scrape is cached for the next; before that there is none."""
     world = World(STATE)
     before = world.bodies.get(encoding)
     made = world.bodies.make(encoding)
@@ -81,8 +81,8 @@ def test_what_was_made_is_there(encoding: Encoding) -> None:
     assert world.bodies.get(encoding) is made
 
 
-def test_a_round_makes_what_has_changed() -> None:
-    """A round makes a part anew when something has changed, and else leaves it alone."""
+def test_a_refresh_encodes_what_has_changed() -> None:
+    """A refresh encodes a body again when the exposition has changed, and else leaves it alone."""
     world = World(STATE)
     world.bodies.get(GZIP)
     made = world.bodies.make(GZIP)
@@ -99,7 +99,7 @@ def test_a_round_makes_what_has_changed() -> None:
 
 
 def test_numbers_never_go_back() -> None:
-    """A round that took its snapshot before a scrape made a newer part does not put the older one in its place."""
+    """A refresh whose snapshot is older than the body of a scrape does not replace that body."""
     world = World(STATE)
     world.bodies.get(GZIP)
     take = world.exposition.snapshot
@@ -113,19 +113,19 @@ def test_numbers_never_go_back() -> None:
 
     world.exposition.snapshot = slowly  # type: ignore[method-assign]
     world.bodies.refresh()
-    part = world.bodies.get(GZIP)
+    body = world.bodies.get(GZIP)
 
-    assert part is not None
-    assert decoded(part) == world.shown(GZIP)
+    assert body is not None
+    assert decoded(body) == world.shown(GZIP)
 
 
 class Meddled(int):
-    """The version of a part; at its first comparison another thread has a moment to put its part in."""
+    """The version of a body; at its first comparison another thread gets time to store its body."""
 
     meddler: threading.Thread | None = None
 
     def __le__(self, other: int) -> bool:
-        """Compare, and let the other thread run first: to its end, unless something holds it up."""
+        """Compare, after the other thread has run: to its end, unless something blocks it."""
         meddler, self.meddler = self.meddler, None
         if meddler is not None:
             meddler.start()
@@ -134,7 +134,7 @@ class Meddled(int):
 
 
 def test_no_other_thread_comes_in_between() -> None:
-    """A part that is put in its place by another thread, just when the ready one was found to be older, stays."""
+    """A body that another thread stores between the comparison and the replacement is kept."""
     world = World()
     versions = [Meddled(number) for number in (1, 2, 3)]
     world.exposition.snapshot = lambda: Snapshot(versions.pop(0), deque())  # type: ignore[method-assign]
@@ -142,18 +142,18 @@ def test_no_other_thread_comes_in_between() -> None:
     for _ in range(2):
         world.bodies.make(PLAIN)
     meddler.join()
-    part = world.bodies.get(PLAIN)
+    body = world.bodies.get(PLAIN)
 
-    assert part is not None
-    assert part.version == 3
+    assert body is not None
+    assert body.version == 3
 
 
-def test_a_thread_keeps_parts_ready_until_stopped() -> None:
-    """Once started, what changes is made ready without a scrape; after a stop nothing is."""
+def test_a_thread_refreshes_until_stopped() -> None:
+    """Once started, changes are encoded without a scrape; after a stop no more."""
     world = World(STATE)
     world.bodies.get(PLAIN)
     world.bodies.start()
-    eventually(lambda: world.bodies.get(PLAIN), what="a part that nobody made by hand")
+    eventually(lambda: world.bodies.get(PLAIN), what="a body that the thread encoded")
     world.bodies.stop()
     eventually(
         lambda: "body cache" not in {thread.name for thread in threading.enumerate()}, what="the end of the thread"
@@ -161,7 +161,7 @@ def test_a_thread_keeps_parts_ready_until_stopped() -> None:
 
 
 def test_an_exception_of_the_thread_is_fatal() -> None:
-    """A thread that ends by an exception would leave old numbers behind, so it is told."""
+    """An exception of the thread is reported, as scrapes would return old numbers from then on."""
     crashes: list[BaseException] = []
     world = World(STATE)
     bodies = BodyCache(world.exposition, monotonic=lambda: 1 // 0, fatal=crashes.append)
@@ -177,8 +177,8 @@ def test_no_thread_at_the_start() -> None:
         World(STATE).bodies.start()
 
 
-def test_only_what_is_asked_for() -> None:
-    """A round makes the encodings that were asked for within five minutes, and forgets all others."""
+def test_only_what_is_requested() -> None:
+    """A refresh encodes the encodings requested within five minutes, and removes all others."""
     world = World(STATE)
     for encoding in (GZIP, OPENMETRICS):
         world.bodies.get(encoding)
@@ -192,8 +192,8 @@ def test_only_what_is_asked_for() -> None:
     assert [world.bodies.get(encoding) for encoding in (PLAIN, OPENMETRICS, OPENMETRICS_GZIP)] == [None] * 3
 
 
-def test_what_changes_meanwhile_waits_for_the_next_round() -> None:
-    """A poll in between makes no scrape wait: what is ready is sent."""
+def test_a_change_waits_for_the_next_refresh() -> None:
+    """A poll delays no scrape: the cached body is sent."""
     world = World(STATE)
     made = world.bodies.make(PLAIN)
     world.exposition.publish(replace(STATE, polls=2))
@@ -202,8 +202,8 @@ def test_what_changes_meanwhile_waits_for_the_next_round() -> None:
 
 
 @pytest.mark.parametrize("change", ["withdraw", "settle", "limit"])
-def test_what_must_be_shown_is_not_late(change: str) -> None:
-    """What is gone, the end of the first round and other limits are seen by the very next scrape."""
+def test_what_invalidates_a_body(change: str) -> None:
+    """A removed campaign, the end of the first round and new limits invalidate the cached body."""
     world = World(STATE)
     world.bodies.make(PLAIN)
     state = replace(STATE, polls=2)
@@ -222,7 +222,7 @@ def test_what_must_be_shown_is_not_late(change: str) -> None:
 
 @given(st.floats(0, 1e6))
 def test_a_twentieth_of_a_core(cpu: float) -> None:
-    """Rounds are a second apart, and further where they would take more than a twentieth of a core."""
+    """Refreshes are a second apart, or more where they would take more than a twentieth of a core."""
     pause = pause_after(cpu)
 
     assert pause >= 1
