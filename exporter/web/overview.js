@@ -71,5 +71,5 @@ if (every) setTimeout(() => location.reload(), every * 1000);
 setInterval(() => {
   const seconds = Math.round((Date.now() - loaded) / 1000);
   document.getElementById("age").textContent =
-    `, ${seconds < 120 ? `${seconds} s` : `${Math.floor(seconds / 60).toLocaleString("en")} min`} ago`;
+    `, ${seconds < 120 ? `${seconds}s` : `${Math.floor(seconds / 60).toLocaleString("en")}m`} ago`;
 }, 1000);

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from exporter.reload import Configuration
 
 FAILING, NO_DAYS, UNPOLLED, STALE, UP = _STATES = ("failing", "no days", "not polled yet", "stale", "up")
-"""How polling a campaign goes; the order of the alphabet is the order of the page."""
+"""States of polling a campaign, in the order of the page, which is alphabetical."""
 
 RELOAD_INTERVALS = (10, 60, 300)
 """Intervals in seconds at which the page reloads itself, if the query names one: `?refresh=60`."""
@@ -54,7 +54,7 @@ def landing_page(
     now: float,
     reload_interval: int | None = None,
 ) -> str:
-    """Return the overview as HTML; `shown` is how many samples each campaign has, `now` the page's Unix time.
+    """Return the overview as HTML; `shown` is the number of samples of each campaign, `now` the page's Unix time.
 
     Links are relative, so that they work behind a proxy that serves the exporter below a path of its own.
     `reload_interval` is in seconds, None for a page that does not reload itself.
