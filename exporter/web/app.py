@@ -1,4 +1,4 @@
-"""The exporter's pages over HTTP: the metrics from memory, pages for people, and two for probes."""
+"""The web application: /metrics from cached bodies, pages for people, health and readiness for probes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""What every answer carries."""
+"""Headers of every response."""
 
 Made = TypeVar("Made")
 
@@ -63,7 +63,7 @@ def application(
     request_reload: Callable[[], Future[str | None]] | None,
     log_lines_dropped: Callable[[], int],
 ) -> ASGIApp:
-    """Return the ASGI application; without `request_reload` reloads over HTTP are refused."""
+    """Return the ASGI application; without `request_reload` reloads over HTTP are forbidden."""
     scrape = _Scrape(poller, exposition, bodies, configuration, web_config, log_lines_dropped)
 
     def overview(reload_interval: int | None) -> str:
@@ -98,29 +98,29 @@ def application(
 
     config = _page(lambda: config_page(configuration.current), "text/plain; charset=utf-8")
     routed = _routed(
-        Route(telemetry_path, scrape, methods=["GET"]),  # first: it may take the place of a page
+        Route(telemetry_path, scrape, methods=["GET"]),  # first: it may replace a page
         Route("/", landing, methods=["GET"]),
         Route("/config", config, methods=["GET"]),
         *_probes(poller),
         Route("/-/reload", reload, methods=["POST"]),
     )
 
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        # The way through Starlette takes as long as all that a scrape has to do.
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        # Starlette's routing takes as long as the rest of a scrape.
         scraped = scope["path"] == telemetry_path and scope["method"] == "GET"
         await (scrape if scraped else routed)(scope, receive, send)
 
-    return answer
+    return respond
 
 
 def health_application(poller: Poller) -> Starlette:
-    """Return an ASGI application that answers probes and nothing else."""
+    """Return an ASGI application that serves health and readiness only."""
     return _routed(*_probes(poller))
 
 
 def _routed(*routes: Route) -> Starlette:
     starlette = Starlette(routes=routes)
-    starlette.router.redirect_slashes = False  # /metrics/ is unknown, not a redirect to what Host names
+    starlette.router.redirect_slashes = False  # a redirect of /metrics/ would go to any host that the header Host names
     return starlette
 
 
@@ -133,29 +133,29 @@ def _probes(poller: Poller) -> Iterator[Route]:
             return PlainTextResponse("braze-exporter is ready.\n")
         return PlainTextResponse("Not every campaign has been polled yet.\n", status_code=503)
 
-    for path, answer in (("/-/healthy", healthy), ("/-/ready", ready)):
-        yield Route(path, answer, methods=["GET"])
+    for path, endpoint in (("/-/healthy", healthy), ("/-/ready", ready)):
+        yield Route(path, endpoint, methods=["GET"])
 
 
 def _page(write: Callable[[], str], content_type: str) -> Callable[[Request], Awaitable[Response]]:
-    """Return what answers with a text that is written in a thread: thousands of campaigns take a moment."""
+    """Return the endpoint of a page that `write` renders in a thread, as thousands of campaigns take a while."""
 
     def body(*, gzip: bool) -> bytes:
-        content = write().encode(errors="replace")  # a name may hold half a pair of surrogates
+        content = write().encode(errors="replace")  # a name may contain a lone surrogate
         return _compressed(content) if gzip else content
 
     bodies = {gzip: SingleFlight(partial(body, gzip=gzip)) for gzip in (False, True)}
 
-    async def answer(request: Request) -> Response:
-        gzip = accepts_gzip(_asked(request.headers, "Accept-Encoding"))
+    async def endpoint(request: Request) -> Response:
+        gzip = accepts_gzip(_value(request.headers, "Accept-Encoding"))
         headers = {"Content-Type": content_type, "Vary": "Accept-Encoding"}
         return Response(await bodies[gzip](), headers=headers | ({"Content-Encoding": "gzip"} if gzip else {}))
 
-    return answer
+    return endpoint
 
 
 class _Scrape:
-    """Sends what is ready, and after it the exporter's own metrics, read at that moment."""
+    """Endpoint of /metrics: the cached body of the campaigns, followed by the exporter's current metrics."""
 
     def __init__(
         self,
@@ -183,21 +183,21 @@ class _Scrape:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
-        """Send the whole exposition in the form that is asked for, for HEAD what is said of it."""
+        """Send the exposition in the format and encoding that the client prefers; for HEAD only its headers."""
         headers = Headers(scope=scope)
-        chosen = negotiate(_asked(headers, "Accept"))
-        encoding = Encoding(chosen.form, accepts_gzip(_asked(headers, "Accept-Encoding")))
-        part = self._bodies.part(encoding) or await self._making[encoding]()
-        end = part.end(self._own(chosen.form))
+        chosen = negotiate(_value(headers, "Accept"))
+        encoding = Encoding(chosen.form, accepts_gzip(_value(headers, "Accept-Encoding")))
+        body = self._bodies.get(encoding) or await self._making[encoding]()
+        end = body.end(self._own(chosen.form))
         own_headers = [
             (b"content-type", chosen.content_type.encode()),
-            (b"content-length", str(part.length + len(end)).encode()),
+            (b"content-length", str(body.length + len(end)).encode()),
             (b"vary", b"Accept, Accept-Encoding"),
         ]
         if encoding.gzip:
             own_headers.append((b"content-encoding", b"gzip"))
         await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": own_headers})
-        await send({"type": "http.response.body", "pieces": (*part.pieces, end)})
+        await send({"type": "http.response.body", "pieces": chain(body.pieces, (end,))})
 
     def _own(self, form: Format) -> bytes:
         rows = chain(
@@ -221,8 +221,8 @@ class _Scrape:
 class SingleFlight(Generic[Made]):
     """Coalesce concurrent calls of `make`: callers that arrive before a run starts share it, later ones the next run.
 
-    So nobody gets what is older than the call, and a crowd costs hardly more than one. Each run has a thread of its
-    own; where none can be started it runs in the event loop.
+    No caller gets a result that is older than its call. Each run has its own thread; if no thread can be started, it
+    runs in the event loop.
     """
 
     def __init__(self, make: Callable[[], Made]) -> None:
@@ -231,7 +231,7 @@ class SingleFlight(Generic[Made]):
         self._next: asyncio.Task[Made] | None = None
 
     async def __call__(self) -> Made:
-        """Return what a run that starts from now on makes."""
+        """Return the result of the next run that starts."""
         if self._next is None:
             self._next = asyncio.create_task(self._run())
         return await asyncio.shield(self._next)
@@ -246,8 +246,8 @@ class SingleFlight(Generic[Made]):
             return await asyncio.wrap_future(made)
 
 
-def _asked(headers: Headers, name: str) -> str:
-    """Return a header, with all its lines as one."""
+def _value(headers: Headers, name: str) -> str:
+    """Return the value of a header, of all its lines joined."""
     return ",".join(headers.getlist(name))
 
 

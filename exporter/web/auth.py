@@ -1,8 +1,8 @@
-"""Basic authentication against bcrypt hashes, at the same cost whether a user is known or not.
+"""Basic authentication against bcrypt hashes, at the same cost for known and unknown users.
 
-bcrypt is slow by design, so checks are made one after another in threads, and bounded queues wait for them, one for
-each remote address. Addresses take turns: one that guesses passwords delays another by the time of one check. What was
-found right before is not checked again, and waits for nobody.
+bcrypt is slow by design, so checks run one at a time in threads, and wait in bounded queues, one for each remote
+address. The queues are served round-robin: an address that guesses passwords delays another by one check. Credentials
+that were accepted before are recognized without a check and without waiting.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from exporter.system.threads import NoThreadError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_LONGEST_PASSWORD = 72  # bytes; bcrypt knows no more of them
-_WAITING = 16  # checks of one address that wait at most: about a second at the usual cost
-_WAITING_IN_ALL = 64
-_SUBNET = 64  # bits of an IPv6 address that tell one customer of a provider from another
+_LONGEST_PASSWORD = 72  # bytes; bcrypt ignores further ones
+_WAITING = 16  # maximum number of waiting checks per address: about a second at the usual cost
+_WAITING_IN_ALL = 64  # maximum number of waiting checks of all addresses
+_SUBNET = 64  # bits of the IPv6 prefix that a provider assigns to one customer
 
 
 class Verdict(Enum):
-    """What becomes of a request."""
+    """Result of authentication; BUSY when too many checks are waiting."""
 
     ALLOWED = "allowed"
     REFUSED = "refused"
@@ -44,44 +44,44 @@ class Verdict(Enum):
 class Authentication:
     """Checks the Authorization header of requests; for one event loop.
 
-    What was found right is remembered as a digest with a key that only this process has, one for each user. `compare`
-    tells whether a password fits a hash, and may take long.
+    The last accepted credentials of each user are cached as a digest, keyed by a secret of this process. `compare`
+    returns whether a password matches a hash, and may take long.
     """
 
     def __init__(self, compare: Callable[[bytes, bytes], bool] = bcrypt.checkpw) -> None:
         self._compare = compare
         self._key = secrets.token_bytes(32)
-        self._right: dict[str, bytes] = {}
+        self._accepted: dict[str, bytes] = {}
         self._in_progress: dict[tuple[str, bytes], _Check] = {}
         self._waiting = _Queues()
         self._working: asyncio.Task[None] | None = None
 
     async def check(self, users: Mapping[str, bytes], header: bytes, host: str = "") -> Verdict:
-        """Check a header from a remote host against the bcrypt hashes of users by name; there is at least one."""
+        """Check a header from a remote host against bcrypt hashes by user; `users` is not empty."""
         credentials = _credentials(header)
         if credentials is None:
             return Verdict.REFUSED
         name, password = credentials
-        # A name that is unknown is checked against the hash of one that is known, always the same one: neither the
-        # time of an answer nor its spread tells which names there are.
+        # An unknown name is checked against the hash of a known one, always the same: neither the time of a response
+        # nor its variance reveals which names exist.
         stand_in = int.from_bytes(self._digest(name.encode())) % len(users)
         known = name in users
         hashed = users[name] if known else list(users.values())[stand_in]
         digest = self._digest(name.encode(), password, hashed)
-        if hmac.compare_digest(self._right.get(name, b""), digest):
+        if hmac.compare_digest(self._accepted.get(name, b""), digest):
             return Verdict.ALLOWED
         right = await self._checked(address_of(host), digest, password, hashed)
         if right is None:
             return Verdict.BUSY
         if not (right and known):
             return Verdict.REFUSED
-        self._right[name] = digest
+        self._accepted[name] = digest
         return Verdict.ALLOWED
 
     async def _checked(self, address: str, digest: bytes, password: bytes, hashed: bytes) -> bool | None:
-        """Return whether a password is right, None where there was no room to check it.
+        """Return whether a password is correct, None where too many checks are waiting.
 
-        Callers from one address that ask the same at the same time share a check.
+        Concurrent calls with the same credentials from one address share a check.
         """
         key = address, digest
         check = self._in_progress.get(key)
@@ -95,21 +95,21 @@ class Authentication:
         return await asyncio.shield(check.result)
 
     async def _work(self) -> None:
-        """Make the checks that wait."""
+        """Run the waiting checks."""
         while check := self._waiting.get():
             compare = partial(self._is_right, check.password, check.hashed)
             try:
                 check.result.set_result(await asyncio.wrap_future(threads.call(compare, name="bcrypt")))
             except NoThreadError:
                 check.result.set_result(None)
-            except Exception as error:  # noqa: BLE001 - it fails the request, and not those that wait
+            except Exception as error:  # noqa: BLE001 - it fails this request, and not the waiting ones
                 check.result.set_exception(error)
         self._working = None
 
     def _is_right(self, password: bytes, hashed: bytes) -> bool:
         try:
             return self._compare(password, hashed)
-        except ValueError:  # a hash that this version of bcrypt does not take
+        except ValueError:  # this version of bcrypt does not support the hash
             return False
 
     def _digest(self, *parts: bytes) -> bytes:
@@ -119,7 +119,7 @@ class Authentication:
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """A password to be compared with a hash; the result is None where there was no room for it."""
+    """A password to compare with a hash; the result is None where the check was dropped."""
 
     result: asyncio.Future[bool | None]
     password: bytes
@@ -127,13 +127,13 @@ class _Check:
 
 
 class _Queues:
-    """Checks that wait, by address; addresses take turns."""
+    """Waiting checks by address, served round-robin."""
 
     def __init__(self) -> None:
         self._by_address: OrderedDict[str, deque[_Check]] = OrderedDict()
 
     def put(self, address: str, check: _Check) -> None:
-        """Add a check, dropping one first at the limit: of the same address, or of the one with the most."""
+        """Add a check; above a limit drop the newest of this address, or of the address with the most."""
         own = self._by_address.setdefault(address, deque())
         own.append(check)
         if len(own) > _WAITING:
@@ -142,7 +142,7 @@ class _Queues:
             self._drop(max(self._by_address, key=lambda each: len(self._by_address[each])))
 
     def get(self) -> _Check | None:
-        """Return the next check of the next address, None when nothing waits."""
+        """Return the next check of the next address, None when none is waiting."""
         if not self._by_address:
             return None
         address, own = self._by_address.popitem(last=False)
@@ -159,7 +159,7 @@ class _Queues:
 
 
 def address_of(host: str) -> str:
-    """Return what counts as one address: all of an IPv6 /64, an IPv4 address however it is written."""
+    """Return the network that counts as one address: the /64 of an IPv6 address, or an IPv4 address."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -172,7 +172,7 @@ def address_of(host: str) -> str:
 
 
 def _credentials(header: bytes) -> tuple[str, bytes] | None:
-    """Return user and password of a header; None where there are none that bcrypt could compare."""
+    """Return user and password of a header, None where it has none that bcrypt can compare."""
     scheme, _, encoded = header.partition(b" ")
     try:
         decoded = base64.b64decode(encoded.strip(), validate=True)

@@ -1,8 +1,8 @@
-"""The large part of an answer, ready before it is asked for: what is shown of the campaigns, joined and compressed.
+"""Cache of the encoded campaign part of /metrics, per format and content coding.
 
-A scrape sends it and adds what is small and of that moment. A gzip answer stays one member, as some clients lose what
-comes after the first: the deflate stream of the ready part ends at a byte with no more to refer back to (a full flush),
-so that of the rest can follow, and then the checksum of both.
+A scrape sends the cached body and appends the small rest, which changes with every scrape. A gzip response is one
+member, as some clients lose further members. The cached deflate stream ends with a full flush, so that the stream of
+the rest can follow, and then the checksum of both.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from exporter.exposition import Exposition, Format, Snapshot
 
 REMEMBERED = 300.0
-"""Seconds for which an encoding that was asked for is made ready."""
+"""Seconds after its last request for which the body of an encoding is kept up to date."""
 
-_SHARE = 0.05  # of a core, at most
-_SHORTEST_PAUSE = 1.0  # seconds between two rounds
+_SHARE = 0.05  # maximum share of a core
+_SHORTEST_PAUSE = 1.0  # seconds between two refreshes
 _GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # deflate, no name, no time, by no system in particular
 _RAW_DEFLATE = -15
 
 
 class Encoding(NamedTuple):
-    """A form of an answer: which format, and whether it is compressed."""
+    """Encoding of a body: its exposition format, and whether it is compressed."""
 
     form: Format
     gzip: bool
@@ -41,9 +41,9 @@ class Encoding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CachedBody:
-    """The ready part of an answer: pieces to be joined, `length` bytes in all.
+    """Start of a response's body: pieces to be joined, `length` bytes in all, of that `version` of the exposition.
 
-    Where it is compressed there is one piece; `checksum` and `size` are those of what was compressed.
+    A compressed one has one piece; `checksum` and `size` are those of the uncompressed text.
     """
 
     version: int
@@ -53,7 +53,7 @@ class CachedBody:
     size: int = 0
 
     def end(self, rest: bytes) -> bytes:
-        """Return what follows the pieces, so that the answer, or what was compressed, ends with the rest."""
+        """Return the bytes that follow the pieces and append `rest` to the text."""
         if self.checksum is None:
             return rest
         compressor = isal_zlib.compressobj(wbits=_RAW_DEFLATE)
@@ -63,10 +63,10 @@ class CachedBody:
 
 
 class BodyCache:
-    """The ready parts of those encodings that were asked for lately.
+    """Bodies of the encodings that were requested in the last five minutes.
 
-    Once started, it makes them anew when something has changed, at most once a second and with at most a twentieth
-    of a core. Any thread may ask. `fatal` is called when its own thread ends by an exception.
+    Once started, a thread encodes changes, at most once a second and with at most a twentieth of a core. Any thread may
+    call `get` and `make`. `fatal` is called when the thread ends by an exception.
     """
 
     def __init__(
@@ -75,52 +75,52 @@ class BodyCache:
         self._exposition = exposition
         self._monotonic = monotonic
         self._fatal = fatal
-        self._asked: dict[Encoding, float] = {}
-        self._parts: dict[Encoding, CachedBody] = {}
-        self._keeping = threading.Lock()  # between comparing versions and putting a part in its place
+        self._requested: dict[Encoding, float] = {}
+        self._bodies: dict[Encoding, CachedBody] = {}
+        self._storing = threading.Lock()  # held from the comparison of versions until the body is stored
         self._stopped = threading.Event()
 
-    def part(self, encoding: Encoding) -> CachedBody | None:
-        """Return what is ready, None where that is nothing or out of date; from now on it is kept ready."""
-        self._asked[encoding] = self._monotonic()
-        part = self._parts.get(encoding)
-        return part if part is not None and part.version >= self._exposition.oldest_valid else None
+    def get(self, encoding: Encoding) -> CachedBody | None:
+        """Return the cached body, None where there is none or it is invalid; from now on it is kept up to date."""
+        self._requested[encoding] = self._monotonic()
+        body = self._bodies.get(encoding)
+        return body if body is not None and body.version >= self._exposition.oldest_valid else None
 
     def make(self, encoding: Encoding) -> CachedBody:
-        """Return what is shown at present."""
-        parts = _parts([encoding], self._exposition.snapshot())
-        self._keep(parts)
-        return parts[encoding]
+        """Encode the current exposition, cache the body and return it."""
+        bodies = _encode([encoding], self._exposition.snapshot())
+        self._store(bodies)
+        return bodies[encoding]
 
     def refresh(self) -> None:
-        """Make anew what has changed, and forget what nobody asks for."""
+        """Encode stale bodies again, and remove those that are no longer requested."""
         oldest = self._monotonic() - REMEMBERED
-        outdated = []
-        for encoding, asked_at in list(self._asked.items()):
-            part = self._parts.get(encoding)
-            if asked_at < oldest:
-                del self._asked[encoding]
-                self._parts.pop(encoding, None)
-            elif part is None or part.version != self._exposition.version:
-                outdated.append(encoding)
-        if outdated:
-            self._keep(_parts(outdated, self._exposition.snapshot()))
+        stale = []
+        for encoding, requested_at in list(self._requested.items()):
+            body = self._bodies.get(encoding)
+            if requested_at < oldest:
+                del self._requested[encoding]
+                self._bodies.pop(encoding, None)
+            elif body is None or body.version != self._exposition.version:
+                stale.append(encoding)
+        if stale:
+            self._store(_encode(stale, self._exposition.snapshot()))
 
     def start(self) -> None:
-        """Keep ready what is asked for, until stopped. Raises NoThreadError."""
+        """Refresh in a thread until stopped. Raises NoThreadError."""
         threads.start(self._run, "body cache")
 
     def stop(self) -> None:
-        """Let the thread end; does not wait for it."""
+        """Signal the thread to end, without waiting for it."""
         self._stopped.set()
 
-    def _keep(self, parts: Mapping[Encoding, CachedBody]) -> None:
-        """Put parts in the place of older ones, never of newer ones: counters must not go back."""
-        with self._keeping:
-            for encoding, part in parts.items():
-                known = self._parts.get(encoding)
-                if known is None or known.version <= part.version:
-                    self._parts[encoding] = part
+    def _store(self, bodies: Mapping[Encoding, CachedBody]) -> None:
+        """Replace older bodies, never newer ones, as counters must not go back."""
+        with self._storing:
+            for encoding, body in bodies.items():
+                known = self._bodies.get(encoding)
+                if known is None or known.version <= body.version:
+                    self._bodies[encoding] = body
 
     def _run(self) -> None:
         pause = _SHORTEST_PAUSE
@@ -129,33 +129,33 @@ class BodyCache:
                 before = time.thread_time()
                 self.refresh()
                 pause = pause_after(time.thread_time() - before)
-        except BaseException as error:  # noqa: BLE001 - scrapes would show old numbers for good
+        except BaseException as error:  # noqa: BLE001 - scrapes would return old numbers forever
             self._fatal(error)
 
 
 def pause_after(cpu: float) -> float:
-    """Return for how many seconds nothing is made after a round that took so many seconds of CPU."""
+    """Return the pause, in seconds, after a refresh that took `cpu` seconds of CPU."""
     return max(_SHORTEST_PAUSE, cpu / _SHARE)
 
 
-def _parts(encodings: Sequence[Encoding], snapshot: Snapshot) -> dict[Encoding, CachedBody]:
-    """Return the parts of what is shown, in each of the encodings."""
-    parts = {}
+def _encode(encodings: Sequence[Encoding], snapshot: Snapshot) -> dict[Encoding, CachedBody]:
+    """Return the bodies of a snapshot in each of the encodings."""
+    bodies = {}
     for encoding in encodings:
         if not encoding.gzip:
             pieces = list(snapshot.pieces(encoding.form))
-            parts[encoding] = CachedBody(snapshot.version, pieces, sum(map(len, pieces)))
+            bodies[encoding] = CachedBody(snapshot.version, pieces, sum(map(len, pieces)))
     members = [_Member(encoding) for encoding in encodings if encoding.gzip]
     if members:
         for family, text in snapshot.drain():
             for member in members:
                 member.add(head(family, member.encoding.form))
                 member.add(text)
-    return parts | {member.encoding: member.part(snapshot.version) for member in members}
+    return bodies | {member.encoding: member.body(snapshot.version) for member in members}
 
 
 class _Member:
-    """The beginning of a gzip member."""
+    """Encoder of the start of a gzip member."""
 
     def __init__(self, encoding: Encoding) -> None:
         self.encoding = encoding
@@ -168,6 +168,6 @@ class _Member:
         self._size += len(text)
         self._compressed.append(self._compressor.compress(text))
 
-    def part(self, version: int) -> CachedBody:
+    def body(self, version: int) -> CachedBody:
         body = b"".join((*self._compressed, self._compressor.flush(isal_zlib.Z_FULL_FLUSH)))
         return CachedBody(version, (body,), len(body), self._checksum, self._size)

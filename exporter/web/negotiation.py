@@ -1,7 +1,7 @@
-"""What a client asks for in Accept and Accept-Encoding, and what it gets. Pure.
+"""Content negotiation: the format and the encoding of /metrics by Accept and Accept-Encoding. Pure.
 
-https://prometheus.io/docs/instrumenting/content_negotiation/ has what Prometheus sends and expects. Our names are
-plain, so they are the same under every way of escaping but `dots`, and text 1.0.0 is text 0.0.4.
+https://prometheus.io/docs/instrumenting/content_negotiation/ describes what Prometheus sends and expects. Our
+names are plain: every escaping scheme but `dots` leaves them as they are, and text 1.0.0 equals text 0.0.4.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 _ESCAPED_ALIKE = {name: name for name in ("allow-utf-8", "underscores", "values")}
 _ESCAPINGS = {**_ESCAPED_ALIKE, "dots": "underscores"}  # dots would double each of our underscores
 _OPENMETRICS, _TEXT = "application/openmetrics-text", "text/plain"
-_REMEMBERED = 64  # headers: a client sends the same one with each scrape
-_LONGEST = 4096  # characters of a header that are looked at; Prometheus sends some hundred
+_REMEMBERED = 64  # cached headers: a client sends the same one with each scrape
+_LONGEST = 4096  # characters of a header that are parsed; Prometheus sends some hundred
 _QUALITY = re.compile(r"0(?:\.[0-9]*)?|1(?:\.0*)?|\.[0-9]+")
-# A quotation mark that nothing closes holds all that follows.
+# An unclosed quotation mark quotes the rest of the header.
 _QUOTED = r'"(?:[^"\\]|\\.)*"?'
 _ELEMENT = re.compile(rf'(?:[^,"]|{_QUOTED})+')
 _PARAMETER = re.compile(rf'(?:[^;"]|{_QUOTED})+')
@@ -30,7 +30,7 @@ _PARAMETER = re.compile(rf'(?:[^;"]|{_QUOTED})+')
 
 @dataclass(frozen=True, slots=True)
 class Representation:
-    """How the metrics are sent: what they are rendered as, and the Content-Type that says so."""
+    """Representation of the metrics: their exposition format and the Content-Type."""
 
     form: Format
     content_type: str
@@ -38,7 +38,7 @@ class Representation:
 
 @dataclass(frozen=True, slots=True)
 class _Range:
-    """One element of a header: what it names, in lower case, and how much it is wanted, from 0 to 1."""
+    """One element of a header: its value in lower case, its parameters, and its q-value from 0 to 1."""
 
     value: str
     parameters: dict[str, str]
@@ -47,10 +47,10 @@ class _Range:
 
 @lru_cache(maxsize=_REMEMBERED)
 def negotiate(accept: str) -> Representation:
-    """Choose the representation by an Accept header; one that fits nothing gets text 0.0.4.
+    """Choose the representation by an Accept header; one that matches nothing gets text 0.0.4.
 
-    OpenMetrics is for those who name it and want it as much as text, text 1.0.0 for those who name it and want it more
-    than all others. How names are to be escaped is answered where it was asked.
+    OpenMetrics is chosen if it is named with at least the q-value of text, text 1.0.0 if it is named with a higher
+    q-value than all others. The Content-Type repeats the escaping scheme of the header.
     """
     ranges = list(_ranges(accept))
     chosen, version = Format.TEXT, "0.0.4"
@@ -70,7 +70,7 @@ def negotiate(accept: str) -> Representation:
 
 @lru_cache(maxsize=_REMEMBERED)
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Tell whether an Accept-Encoding header allows gzip, by its name or by a star."""
+    """Return whether an Accept-Encoding header allows gzip, by its name or by a star."""
     ranges = list(_ranges(accept_encoding))
     for coding in ("gzip", "x-gzip", "*"):
         qualities = [each.quality for each in ranges if each.value == coding]
@@ -80,14 +80,14 @@ def accepts_gzip(accept_encoding: str) -> bool:
 
 
 def _named(ranges: Sequence[_Range], media_type: str, version: str, *, bare: bool) -> list[_Range]:
-    """Return those that name the version, else, where `bare`, those without one: the more exact ones count."""
+    """Return the ranges with this version, else, if `bare`, those without one: more specific ones win."""
     named = [each for each in ranges if each.value == media_type]
     exact = [each for each in named if each.parameters.get("version") == version]
     return exact or [each for each in named if bare and "version" not in each.parameters]
 
 
 def _text(ranges: Sequence[_Range]) -> list[_Range]:
-    """Return the most exact ones that text 0.0.4 fits."""
+    """Return the most specific ranges that match text 0.0.4."""
     named = _named(ranges, _TEXT, "0.0.4", bare=True)
     stars = ([each for each in ranges if each.value == star] for star in ("text/*", "*/*"))
     return named or next(filter(None, stars), [])

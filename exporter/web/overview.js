@@ -64,10 +64,12 @@ form.hidden = false;
 filter();
 
 const loaded = Date.now();
-const every = Number(new URLSearchParams(reloads.find((link) => link.ariaCurrent).search).get("refresh"));
+const current = reloads.find((link) => link.search === location.search);
+current?.setAttribute("aria-current", "true");
+const every = Number(new URLSearchParams(current?.search).get("refresh"));
 if (every) setTimeout(() => location.reload(), every * 1000);
 setInterval(() => {
   const seconds = Math.round((Date.now() - loaded) / 1000);
   document.getElementById("age").textContent =
-    `, ${seconds < 120 ? `${seconds} s` : `${Math.floor(seconds / 60).toLocaleString("en")} min`} ago`;
+    `, ${seconds < 120 ? `${seconds}s` : `${Math.floor(seconds / 60).toLocaleString("en")}m`} ago`;
 }, 1000);

@@ -35,25 +35,13 @@ if TYPE_CHECKING:
     from exporter.state import CampaignKey, CampaignState, WorkspaceState
 
 FAILING, NO_DAYS, UNPOLLED, STALE, UP = _STATES = ("failing", "no days", "not polled yet", "stale", "up")
-"""How polling a campaign goes; the order of the alphabet is the order of the page."""
+"""States of polling a campaign, in the order of the page, which is alphabetical."""
 
-RELOAD_INTERVALS = {10: "10 s", 60: "minute", 300: "5 minutes"}
-"""The page reloads itself at these intervals, in seconds, where its query says so: `?refresh=60`."""
+RELOAD_INTERVALS = (10, 60, 300)
+"""Intervals in seconds at which the page reloads itself, if the query names one: `?refresh=60`."""
 
-_HEADS = (
-    "Polling",
-    "Campaign",
-    "Workspace",
-    "Failure of the last poll",
-    "Last success, UTC",
-    "Latest day",
-    "Sent, latest day",
-    "Sent, previous day",
-    "Samples",
-)
 _SHORT = 120  # characters
 _VOLUMES = ("sent", "impressions")  # in-app messages are not sent but shown
-_WORKSPACE_HEADS = ("Workspace", "State", "Campaigns", "Failing", "Rate limit left", "Time zone")
 
 
 def landing_page(
@@ -66,7 +54,7 @@ def landing_page(
     now: float,
     reload_interval: int | None = None,
 ) -> str:
-    """Return the overview as HTML; `shown` is how many samples each campaign has, `now` the page's Unix time.
+    """Return the overview as HTML; `shown` is the number of samples of each campaign, `now` the page's Unix time.
 
     Links are relative, so that they work behind a proxy that serves the exporter below a path of its own.
     `reload_interval` is in seconds, None for a page that does not reload itself.
@@ -83,12 +71,9 @@ def landing_page(
         summary="\n".join(_summary(workspaces, campaigns, states, configuration)),
         time=_time(now),
         refresh=f'<meta http-equiv="refresh" content="{reload_interval}">' if reload_interval else "",
-        reloads=", ".join(_reload_link(seconds, reload_interval) for seconds in (None, *RELOAD_INTERVALS)),
-        workspace_heads=_heads(_WORKSPACE_HEADS),
         workspaces="\n".join(_workspace(workspace, failing[workspace.workspace], now) for workspace in workspaces),
         options="".join(f'<option value="{state}">{state} ({states[state]:,})</option>' for state in _STATES),
         total=f"{len(campaigns):,}",
-        heads=_heads(_HEADS),
         campaigns="\n".join(_campaign(campaign, shown.get(campaign.key, 0), now) for campaign in ordered),
         script=SCRIPT,
     )
@@ -177,13 +162,6 @@ def _summary(
         yield f"<p>{', '.join(rest).capitalize()}.</p>"
     if states[NO_DAYS]:
         yield f"<p>No days from Braze for {states[NO_DAYS]:,} of {total}: polling works, but there are no numbers.</p>"
-
-
-def _reload_link(seconds: int | None, chosen: int | None) -> str:
-    current = " aria-current=true" if seconds == chosen else ""
-    if seconds is None:
-        return f'<a href="?"{current}>never</a>'
-    return f'<a href="?refresh={seconds}"{current}>every {RELOAD_INTERVALS[seconds]}</a>'
 
 
 def _words(reason: Reason) -> str:
@@ -294,20 +272,9 @@ def _ago(unix: float, now: float) -> str:
     return f"<i>{count}{unit} ago</i>"
 
 
-def _heads(heads: Sequence[str]) -> str:
-    return "".join(f'<th scope="col">{head}' for head in heads)
-
-
 def _row(cells: Sequence[str], *, bad: bool) -> str:
     """Return a row without optional end tags, as there are thousands of rows."""
     return f"<tr{' class=bad' if bad else ''}><td>{'<td>'.join(cells)}"
-
-
-def _labels(table: str, heads: Sequence[str]) -> str:
-    """Return the CSS rules that label each cell where a row is shown as a card."""
-    return "\n".join(
-        f'  #{table} td:nth-child({place})::before {{ content: "{head}"; }}' for place, head in enumerate(heads, 1)
-    )
 
 
 def _source(text: str) -> str:
@@ -319,9 +286,7 @@ def _file(name: str) -> str:
     return resources.files("exporter.web").joinpath(name).read_text(encoding="utf-8")
 
 
-STYLE = _file("overview.css").replace(
-    "/* LABELS */", f"{_labels('workspaces', _WORKSPACE_HEADS)}\n{_labels('campaigns', _HEADS)}".strip()
-)
+STYLE = _file("overview.css")
 """A table, or on narrow screens a card for each row."""
 
 SCRIPT = _file("overview.js")

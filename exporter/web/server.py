@@ -149,7 +149,7 @@ class Server:
             )
         except OSError as error:
             reason = getattr(error, "reason", None) or error.strerror or str(error)
-            logger.debug("a connection was not made", extra={"error": reason})
+            logger.debug("a connection could not be opened", extra={"error": reason})
 
 
 class _Guard:

@@ -1,4 +1,4 @@
-"""Tests of exporter.web: what a running exporter answers over real HTTP."""
+"""Tests of exporter.web.app: what a running exporter answers over real HTTP."""
 
 import asyncio
 import gzip

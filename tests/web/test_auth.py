@@ -1,4 +1,4 @@
-"""Tests of exporter.auth: who is allowed, what it costs, and that those who are known do not wait."""
+"""Tests of exporter.web.auth: who is allowed, what it costs, and that those who are known do not wait."""
 
 import asyncio
 import base64

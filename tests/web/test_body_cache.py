@@ -1,4 +1,4 @@
-"""Tests of exporter.ready: what is ready is what is shown, for as long as it is asked for."""
+"""Tests of exporter.web.body_cache: a cached body is the exposition, as long as it is requested."""
 
 import gzip
 import threading
@@ -25,7 +25,7 @@ PLAIN, GZIP, OPENMETRICS, OPENMETRICS_GZIP = ENCODINGS
 
 
 class World:
-    """What is shown, what is ready of it, and the time."""
+    """An exposition, a cache of its bodies, and the time."""
 
     def __init__(self, *states: CampaignState) -> None:
         self.now = 0.0
@@ -38,16 +38,16 @@ class World:
             self.publisher.publish(state)
 
     def shown(self, encoding: Encoding) -> bytes:
-        """Return what is shown now, joined anew."""
+        """Return the current exposition."""
         return b"".join(self.exposition.snapshot().pieces(encoding.form))
 
 
-def decoded(part: CachedBody, rest: bytes = b"") -> bytes:
-    """Return the whole answer, decompressed as by a client that reads one member of gzip and no more."""
-    body = b"".join((*part.pieces, part.end(rest)))
+def decoded(cached: CachedBody, rest: bytes = b"") -> bytes:
+    """Return the whole body, decompressed as by a client that reads only one gzip member."""
+    body = b"".join((*cached.pieces, cached.end(rest)))
 
-    assert len(body) == part.length + len(part.end(rest))
-    if part.checksum is None:
+    assert len(body) == cached.length + len(cached.end(rest))
+    if cached.checksum is None:
         return body
     member = zlib.decompressobj(wbits=31)
     text = member.decompress(body)
@@ -57,42 +57,42 @@ def decoded(part: CachedBody, rest: bytes = b"") -> bytes:
 
 
 @given(st.lists(STATES, max_size=3, unique_by=lambda state: state.key), st.binary(), st.sampled_from(ENCODINGS))
-def test_an_answer_is_what_is_ready_and_the_rest(states: list[CampaignState], rest: bytes, encoding: Encoding) -> None:
-    """In each encoding an answer is what is shown and, after it, the rest; a gzip answer is one member."""
+def test_a_body_is_the_cached_one_and_the_rest(states: list[CampaignState], rest: bytes, encoding: Encoding) -> None:
+    """In each encoding a body is the exposition followed by the rest; a compressed one is one gzip member."""
     world = World(*states)
 
     assert decoded(world.bodies.make(encoding), rest) == world.shown(encoding) + rest
 
 
-def test_one_part_has_many_ends() -> None:
-    """Every scrape ends a part with what is its own."""
-    part = World(STATE).bodies.make(GZIP)
+def test_one_cached_body_has_many_ends() -> None:
+    """Every scrape appends its own rest to the cached body."""
+    body = World(STATE).bodies.make(GZIP)
 
-    assert decoded(part, b"one\n").endswith(b"one\n")
-    assert decoded(part, b"another\n" * 10_000).endswith(b"\nanother\n")
+    assert decoded(body, b"one\n").endswith(b"one\n")
+    assert decoded(body, b"another\n" * 10_000).endswith(b"\nanother\n")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_what_was_made_is_there(encoding: Encoding) -> None:
-    """What was made for one scrape is sent to the next; before that there is nothing."""
+def test_what_was_encoded_is_cached(encoding: Encoding) -> None:
+    """A body that was encoded for one scrape is cached for the next; before that there is none."""
     world = World(STATE)
-    before = world.bodies.part(encoding)
+    before = world.bodies.get(encoding)
     made = world.bodies.make(encoding)
 
     assert before is None
-    assert world.bodies.part(encoding) is made
+    assert world.bodies.get(encoding) is made
 
 
-def test_a_round_makes_what_has_changed() -> None:
-    """A round makes a part anew when something has changed, and else leaves it alone."""
+def test_a_refresh_encodes_what_has_changed() -> None:
+    """A refresh encodes a body again when the exposition has changed, and else leaves it alone."""
     world = World(STATE)
-    world.bodies.part(GZIP)
+    world.bodies.get(GZIP)
     made = world.bodies.make(GZIP)
     world.bodies.refresh()
-    unchanged = world.bodies.part(GZIP)
+    unchanged = world.bodies.get(GZIP)
     world.publisher.publish(replace(STATE, polls=2))
     world.bodies.refresh()
-    changed = world.bodies.part(GZIP)
+    changed = world.bodies.get(GZIP)
 
     assert unchanged is made
     assert changed is not None
@@ -101,9 +101,9 @@ def test_a_round_makes_what_has_changed() -> None:
 
 
 def test_numbers_never_go_back() -> None:
-    """A round that took its snapshot before a scrape made a newer part does not put the older one in its place."""
+    """A refresh whose snapshot is older than the body of a scrape does not replace that body."""
     world = World(STATE)
-    world.bodies.part(GZIP)
+    world.bodies.get(GZIP)
     take = world.exposition.snapshot
 
     def slowly() -> Snapshot:
@@ -115,19 +115,19 @@ def test_numbers_never_go_back() -> None:
 
     world.exposition.snapshot = slowly  # type: ignore[method-assign]
     world.bodies.refresh()
-    part = world.bodies.part(GZIP)
+    body = world.bodies.get(GZIP)
 
-    assert part is not None
-    assert decoded(part) == world.shown(GZIP)
+    assert body is not None
+    assert decoded(body) == world.shown(GZIP)
 
 
 class Meddled(int):
-    """The version of a part; at its first comparison another thread has a moment to put its part in."""
+    """The version of a body; at its first comparison another thread gets time to store its body."""
 
     meddler: threading.Thread | None = None
 
     def __le__(self, other: int) -> bool:
-        """Compare, and let the other thread run first: to its end, unless something holds it up."""
+        """Compare, after the other thread has run: to its end, unless something blocks it."""
         meddler, self.meddler = self.meddler, None
         if meddler is not None:
             meddler.start()
@@ -136,7 +136,7 @@ class Meddled(int):
 
 
 def test_no_other_thread_comes_in_between() -> None:
-    """A part that is put in its place by another thread, just when the ready one was found to be older, stays."""
+    """A body that another thread stores between the comparison and the replacement is kept."""
     world = World()
     versions = [Meddled(number) for number in (1, 2, 3)]
     world.exposition.snapshot = lambda: Snapshot(versions.pop(0), deque())  # type: ignore[method-assign]
@@ -144,18 +144,18 @@ def test_no_other_thread_comes_in_between() -> None:
     for _ in range(2):
         world.bodies.make(PLAIN)
     meddler.join()
-    part = world.bodies.part(PLAIN)
+    body = world.bodies.get(PLAIN)
 
-    assert part is not None
-    assert part.version == 3
+    assert body is not None
+    assert body.version == 3
 
 
-def test_a_thread_keeps_parts_ready_until_stopped() -> None:
-    """Once started, what changes is made ready without a scrape; after a stop nothing is."""
+def test_a_thread_refreshes_until_stopped() -> None:
+    """Once started, changes are encoded without a scrape; after a stop no more."""
     world = World(STATE)
-    world.bodies.part(PLAIN)
+    world.bodies.get(PLAIN)
     world.bodies.start()
-    eventually(lambda: world.bodies.part(PLAIN), what="a part that nobody made by hand")
+    eventually(lambda: world.bodies.get(PLAIN), what="a body that the thread encoded")
     world.bodies.stop()
     eventually(
         lambda: "body cache" not in {thread.name for thread in threading.enumerate()}, what="the end of the thread"
@@ -163,7 +163,7 @@ def test_a_thread_keeps_parts_ready_until_stopped() -> None:
 
 
 def test_an_exception_of_the_thread_is_fatal() -> None:
-    """A thread that ends by an exception would leave old numbers behind, so it is told."""
+    """An exception of the thread is reported, as scrapes would return old numbers from then on."""
     crashes: list[BaseException] = []
     world = World(STATE)
     bodies = BodyCache(world.exposition, monotonic=lambda: 1 // 0, fatal=crashes.append)
@@ -179,33 +179,33 @@ def test_no_thread_at_the_start() -> None:
         World(STATE).bodies.start()
 
 
-def test_only_what_is_asked_for() -> None:
-    """A round makes the encodings that were asked for within five minutes, and forgets all others."""
+def test_only_what_is_requested() -> None:
+    """A refresh encodes the encodings requested within five minutes, and removes all others."""
     world = World(STATE)
     for encoding in (GZIP, OPENMETRICS):
-        world.bodies.part(encoding)
+        world.bodies.get(encoding)
         world.bodies.make(encoding)
     world.now = REMEMBERED
-    world.bodies.part(GZIP)
+    world.bodies.get(GZIP)
     world.now += 1
     world.bodies.refresh()
 
-    assert world.bodies.part(GZIP) is not None
-    assert [world.bodies.part(encoding) for encoding in (PLAIN, OPENMETRICS, OPENMETRICS_GZIP)] == [None] * 3
+    assert world.bodies.get(GZIP) is not None
+    assert [world.bodies.get(encoding) for encoding in (PLAIN, OPENMETRICS, OPENMETRICS_GZIP)] == [None] * 3
 
 
-def test_what_changes_meanwhile_waits_for_the_next_round() -> None:
-    """A poll in between makes no scrape wait: what is ready is sent."""
+def test_a_change_waits_for_the_next_refresh() -> None:
+    """A poll delays no scrape: the cached body is sent."""
     world = World(STATE)
     made = world.bodies.make(PLAIN)
     world.publisher.publish(replace(STATE, polls=2))
 
-    assert world.bodies.part(PLAIN) is made
+    assert world.bodies.get(PLAIN) is made
 
 
 @pytest.mark.parametrize("change", ["withdraw", "settle", "limit"])
-def test_what_must_be_shown_is_not_late(change: str) -> None:
-    """What is gone, the end of the first round and other limits are seen by the very next scrape."""
+def test_what_invalidates_a_body(change: str) -> None:
+    """A removed campaign, the end of the first round and new limits invalidate the cached body."""
     world = World(STATE)
     world.bodies.make(PLAIN)
     state = replace(STATE, polls=2)
@@ -218,13 +218,13 @@ def test_what_must_be_shown_is_not_late(change: str) -> None:
         case _:
             world.publisher.limit(Limits(series=1, series_per_campaign=1), [state])
 
-    assert world.bodies.part(PLAIN) is None
+    assert world.bodies.get(PLAIN) is None
     assert decoded(world.bodies.make(PLAIN)) == world.shown(PLAIN)
 
 
 @given(st.floats(0, 1e6))
 def test_a_twentieth_of_a_core(cpu: float) -> None:
-    """Rounds are a second apart, and further where they would take more than a twentieth of a core."""
+    """Refreshes are a second apart, or more where they would take more than a twentieth of a core."""
     pause = pause_after(cpu)
 
     assert pause >= 1

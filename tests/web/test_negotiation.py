@@ -1,4 +1,4 @@
-"""Tests of exporter.negotiation: what headers choose, for those that exist and for any."""
+"""Tests of exporter.web.negotiation: what headers choose, for those that exist and for any."""
 
 import re
 from collections.abc import Sequence
