@@ -79,10 +79,7 @@ def run(
             for address in flags.health_addresses or ()
         ]
         servers = 1 + bool(probes)
-        try:
-            loaded, connections, remarks = _within_open_files(shards.part(whole, shard), servers, flags.max_connections)
-        except TooFewOpenFilesError as error:
-            raise CommandError(str(error)) from None
+        loaded, connections, remarks = _within_open_files(shards.part(whole, shard), servers, flags.max_connections)
         process = _Process(loaded, shard)
         poller = process.poller
         errors = surroundings.errors
@@ -92,10 +89,7 @@ def run(
 
         def read() -> Config:
             part = shards.part(config.load(file, os.environ), shard)
-            try:
-                fitting, _, remarks = _within_open_files(part, servers, connections, fewest=connections)
-            except TooFewOpenFilesError as error:
-                raise ConfigError([str(error)]) from None
+            fitting, _, remarks = _within_open_files(part, servers, connections, fewest=connections)
             for remark in remarks:
                 logger.warning(remark)
             return fitting
@@ -162,7 +156,7 @@ def _within_open_files(
 ) -> tuple[Config, int, list[str]]:
     """Return the configuration and the connections per server that the limit on open files allows, and warnings.
 
-    Raises TooFewOpenFilesError when it does not allow the `fewest` connections and one request per workspace.
+    Raises ConfigError when it does not allow the `fewest` connections and one request per workspace.
     """
     wishes = {
         "servers": servers,
@@ -171,7 +165,10 @@ def _within_open_files(
         "concurrency": loaded.poll.concurrency,
     }
     limit = open_files.raised_limit(open_files.wanted(**wishes))
-    shares = open_files.share(limit, **wishes, fewest=fewest)
+    try:
+        shares = open_files.share(limit, **wishes, fewest=fewest)
+    except TooFewOpenFilesError as error:
+        raise ConfigError([str(error)]) from None
     remarks = [
         f"{name} is {allowed} instead of {wanted}, as the limit on open files is {limit}"
         for name, wanted, allowed in (

@@ -12,7 +12,6 @@ from zoneinfo import ZoneInfo
 
 from exporter import PORT, __version__, config, logs
 from exporter.shards import MOST_SHARDS
-from exporter.web.client_limits import ClientLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +27,13 @@ DEFAULT_CONFIG = Path("config.yaml")
 
 COMMANDS = ("demo", "simulate", "health", "check", "print")
 """The commands that have a name."""
+
+_ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]/\s]*)):(?P<port>[0-9]{1,5})", re.ASCII)
+_PATH = re.compile(r"/|(?:/[A-Za-z0-9_~][A-Za-z0-9._~-]*)+")
+_LARGEST_PORT = 65535
+_MOST_CAMPAIGNS = 100_000
+_MOST_CONNECTIONS = 100_000
+_LIMITS = Limits()
 
 
 def flag_parser(command: str) -> argparse.ArgumentParser:
@@ -81,7 +87,7 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config.auto-reload-interval",
         dest="auto_reload_interval",
-        type=_reload_interval,
+        type=_duration("1s", "24h", "30s"),
         metavar="DURATION",
         help="check the configuration file for changes at this interval and reload it",
     )
@@ -95,7 +101,7 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shard",
-        type=_shard_number,
+        type=_number(0, MOST_SHARDS - 1),
         default=0,
         metavar="NUMBER",
         help="number of this exporter's shard, counted from 0 (default: %(default)s)",
@@ -103,7 +109,7 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--total-shards",
         dest="total_shards",
-        type=_shard_count,
+        type=_number(1, MOST_SHARDS),
         default=1,
         metavar="NUMBER",
         help="number of shards; each exporter polls the campaigns of one (default: %(default)s)",
@@ -137,7 +143,10 @@ def _simulate_flags(parser: argparse.ArgumentParser) -> None:
         help=f"loopback address to listen on (default: 127.0.0.1:{PORT + 1})",
     )
     parser.add_argument(
-        "--campaigns", type=_count, default=CAMPAIGNS, help="number of campaigns (default: %(default)s)"
+        "--campaigns",
+        type=_number(1, _MOST_CAMPAIGNS),
+        default=CAMPAIGNS,
+        help="number of campaigns (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
@@ -176,7 +185,7 @@ def _add_web_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--web.max-connections",
         dest="max_connections",
-        type=_connections,
+        type=_number(1, _MOST_CONNECTIONS),
         default=_LIMITS.connections,
         metavar="NUMBER",
         help="maximum number of connections; above it the oldest idle one is closed, or else the slowest response"
@@ -189,7 +198,7 @@ def _add_web_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--web.{flag}-timeout",
             dest=f"{flag}_timeout",
-            type=_timeout,
+            type=_duration("100ms", "1h", "10s"),
             default=f"{default:g}s",
             metavar="DURATION",
             help=f"{text} (default: %(default)s)",
@@ -300,40 +309,25 @@ def _telemetry_path(text: str) -> str:
     return text
 
 
-def _connections(text: str) -> int:
-    return _whole_number(text, 1, _MOST_CONNECTIONS)
+def _duration(low: str, high: str, example: str) -> Callable[[str], float]:
+    def seconds(text: str) -> float:
+        found = config.seconds(text)
+        if not config.seconds(low) <= found <= config.seconds(high):
+            raise argparse.ArgumentTypeError(
+                f"expected a duration from {low} to {high} such as {example}, got {text!r}"
+            )
+        return found
 
-
-def _reload_interval(text: str) -> float:
-    seconds = config.seconds(text)
-    if not _SHORTEST_RELOAD_INTERVAL <= seconds <= _LONGEST_RELOAD_INTERVAL:
-        raise argparse.ArgumentTypeError(f"expected a duration from 1s to 24h such as 30s, got {text!r}")
     return seconds
 
 
-def _timeout(text: str) -> float:
-    seconds = config.seconds(text)
-    if not _SHORTEST_TIMEOUT <= seconds <= _LONGEST_TIMEOUT:
-        raise argparse.ArgumentTypeError(f"expected a duration from 100ms to 1h such as 10s, got {text!r}")
-    return seconds
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and len(text) <= len(str(high)) and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"expected a number from {low} to {high}, got {text!r}")
+        return int(text)
 
-
-def _count(text: str) -> int:
-    return _whole_number(text, 1, _MOST_CAMPAIGNS)
-
-
-def _shard_number(text: str) -> int:
-    return _whole_number(text, 0, MOST_SHARDS - 1)
-
-
-def _shard_count(text: str) -> int:
-    return _whole_number(text, 1, MOST_SHARDS)
-
-
-def _whole_number(text: str, low: int, high: int) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(high)) and low <= int(text) <= high):
-        raise argparse.ArgumentTypeError(f"expected a number from {low} to {high}, got {text!r}")
-    return int(text)
+    return number
 
 
 def _zone(text: str) -> ZoneInfo:
@@ -342,15 +336,6 @@ def _zone(text: str) -> ZoneInfo:
     except (ValueError, OSError, KeyError):  # KeyError: ZoneInfoNotFoundError
         raise argparse.ArgumentTypeError(f"expected an IANA time zone such as Europe/Berlin, got {text!r}") from None
 
-
-_ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]/\s]*)):(?P<port>[0-9]{1,5})", re.ASCII)
-_PATH = re.compile(r"/|(?:/[A-Za-z0-9_~][A-Za-z0-9._~-]*)+")
-_LARGEST_PORT = 65535
-_MOST_CAMPAIGNS = 100_000
-_MOST_CONNECTIONS = 100_000
-_SHORTEST_RELOAD_INTERVAL, _LONGEST_RELOAD_INTERVAL = 1, 24 * 3600  # seconds
-_SHORTEST_TIMEOUT, _LONGEST_TIMEOUT = 0.1, 3600  # seconds
-_LIMITS = ClientLimits()
 
 _FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "": _serve_flags,

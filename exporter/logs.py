@@ -20,8 +20,8 @@ Form = Literal["logfmt", "json"]
 
 _OF_EVERY_RECORD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _QUIET = {
-    "urllib3": logging.CRITICAL,  # what fails is logged by us, in words that hold nothing of an answer
-    "uvicorn": logging.ERROR,  # it warns of each request that is none
+    "urllib3": logging.CRITICAL,  # failures are logged by us, without any part of a response
+    "uvicorn": logging.ERROR,  # it warns about every malformed request
     "asyncio": logging.WARNING,
 }
 
@@ -29,11 +29,11 @@ _QUIET = {
 def configure(
     *, level: str, form: str, write: Callable[[str], object], secrets: Callable[[], Iterable[str]]
 ) -> Callable[[int], str]:
-    """Send all logging of the process to `write`, which gets a line with each call.
+    """Send all logging of the process to `write`, one line per call.
 
-    So are warnings and the exceptions of destructors, which Python would write to stderr as they are. What `secrets`
-    returns at that moment is replaced in every value. Return what makes a line of the number of lines that were
-    dropped, whatever the level.
+    This includes warnings and exceptions of destructors, which Python would write to stderr unchanged. Every value that
+    contains one of the current `secrets` has it replaced. Return the function that formats the number of dropped lines
+    as a line, whatever the level.
     """
     formatter = Formatter(form, secrets)
     logging.basicConfig(level=level.upper(), handlers=[_Handler(formatter, write)], force=True)
@@ -55,7 +55,7 @@ def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 class _Handler(logging.Handler):
-    """Formats a record in the thread that logs it, under no lock, and writes the line."""
+    """Handler that formats a record in the thread that logs it, without a lock, and writes the line."""
 
     def __init__(self, formatter: logging.Formatter, write: Callable[[str], object]) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _Handler(logging.Handler):
         self._write = write
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Write a record; one that cannot be formatted is a line, too, and never an exception where it was logged."""
+        """Write a record. One that cannot be formatted is reported as a line and never raises where it was logged."""
         try:
             line = self.format(record)
         except Exception as error:  # noqa: BLE001 - whatever a value's text raises
@@ -73,7 +73,7 @@ class _Handler(logging.Handler):
 
 
 def _unformatted(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
-    """Return a record of where a record came from that cannot be formatted."""
+    """Return a record that says where a record that cannot be formatted was logged."""
     where = f"{record.name}:{record.lineno}"
     fields = {"msg": "a log line cannot be formatted", "logger": where, "error": type(error).__name__}
     return logging.makeLogRecord({"levelname": "ERROR", "levelno": logging.ERROR, **fields})

@@ -1,4 +1,4 @@
-"""The process around a command: its signals, its standard streams and its end."""
+"""Process of a command: its signals, its standard streams and its end."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from signal import Signals as Number
 
 INTERRUPTED = "interrupted before all was done\n"
-"""What a command says that a signal ends before its work is done."""
+"""Message of a command that a signal ends before its work is done."""
 
-_LAST_SECONDS = 0.5  # that the end waits for what is still queued for stderr
+_LAST_SECONDS = 0.5  # that the end waits for lines queued for stderr
 
 
 def run(name: str, numbers: AbstractSet[Number], *, running: bool) -> NoReturn:
@@ -52,7 +52,7 @@ def run(name: str, numbers: AbstractSet[Number], *, running: bool) -> NoReturn:
 
 
 def end(status: int, errors: Output) -> NoReturn:
-    """End the process, after what is queued for stderr was written or half a second has passed."""
+    """End the process once the lines queued for stderr are written, or after half a second."""
     errors.flush(_LAST_SECONDS)
     os._exit(status)
 

@@ -1,6 +1,6 @@
-"""The configuration in force, and how another takes its place: read, compared, applied, told.
+"""The current configuration and its reloads: read the file, compare, apply the difference, log it.
 
-What is not in force any more leaves no trace, and what both configurations have goes on undisturbed.
+What was removed leaves no trace, and what both configurations have continues undisturbed.
 """
 
 from __future__ import annotations
@@ -25,20 +25,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Requests: TypeAlias = "SimpleQueue[Future[str | None] | None]"
-"""Requests for a reload: each a future of what is wrong, as `CurrentConfig.reload` returns it, or None as of a signal.
+"""Requests for a reload: a future of the problem, as `CurrentConfig.reload` returns it, or None from a signal.
 
 A signal's handler may put one at any time: unlike an event, this queue is safe in a handler that interrupts itself.
 """
 
-_SECOND_LOOK = 1.0  # seconds after a look that found a change, to see whether the file is complete
+_SECOND_LOOK = 1.0  # seconds between finding a change and checking whether the file is complete
 
 
 class CurrentConfig:
-    """What is in force, and how the last reload went; the load at the start counts as the first.
+    """The current configuration and the result of the last reload; the load at the start counts as the first.
 
-    `read` returns the file's configuration as it is now, as far as it is this shard's, `apply` brings one into force;
-    the former raises ConfigError where it cannot be used, the latter too, with nothing changed. Attributes may be read
-    by any thread, `reload` is for one at a time.
+    `read` returns this shard's part of the file as it is now, `apply` puts it into use. Both raise ConfigError, and
+    then nothing has changed. Any thread may read the attributes, only one at a time may call `reload`.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class CurrentConfig:
         self._warn(loaded)
 
     def reload(self) -> str | None:
-        """Read the file again and bring it into force; return what is wrong with it, None where it is in force now."""
+        """Read the file again and apply it; return the problem that prevented it, or None."""
         try:
             loaded = self._read()
             changes = compare(self.current, loaded)
@@ -80,7 +79,7 @@ class CurrentConfig:
         return problem
 
     def _warn(self, loaded: Config) -> None:
-        """Log those warnings that the configuration before did not lead to."""
+        """Log the warnings that the previous configuration did not have."""
         remarks = warnings(loaded, total_shards=self.shard.total)
         for remark in remarks:
             if remark not in self._warned:
@@ -89,10 +88,10 @@ class CurrentConfig:
 
 
 class Reloads:
-    """Reloads a configuration in a daemon thread: after requests, and after changes of its file.
+    """Daemon thread that reloads the configuration on request and after changes of its file.
 
-    The file is looked at every `interval` seconds where there is a `watch`. Requests that arrive before a reload begins
-    share it. `fatal` is called when the thread ends by an exception.
+    With a `watch` the file is checked every `interval` seconds. Requests that arrive before a reload begins share it.
+    `fatal` is called when the thread ends by an exception.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class Reloads:
         threads.start(self._run, "reload")
 
     def request(self) -> Future[str | None]:
-        """Ask for a reload that begins from now on; return what is wrong with the file as a future, None if nothing."""
+        """Request a reload that begins after this call; return a future of the problem, None without one."""
         request = Future[str | None]()
         self._requests.put(request)
         return request
@@ -128,11 +127,11 @@ class Reloads:
                 for request in requests:
                     if request is not None and request.set_running_or_notify_cancel():
                         request.set_result(problem)
-        except BaseException as error:  # noqa: BLE001 - no later request would be heeded
+        except BaseException as error:  # noqa: BLE001 - later requests would be ignored
             self._fatal(error)
 
     def _wait(self) -> list[Future[str | None] | None]:
-        """Wait for requests, or for a change of the file; return the requests that are there then."""
+        """Wait for requests or for a change of the file; return all pending requests."""
         pause = self._interval
         while True:
             try:
@@ -147,7 +146,7 @@ class Reloads:
             return requests
 
     def _changed(self) -> bool:
-        """Look at the file; return whether it has changed and is complete, which is told once for each change."""
+        """Check the file; return whether it has changed and is complete, once per change."""
         if self._watch is None or not self._watch.look() or not self._watch.changed:
             return False
         self._watch.in_use = self._watch.seen
@@ -155,16 +154,16 @@ class Reloads:
 
 
 def pause_before_look(interval: float | None, *, changed: bool) -> float | None:
-    """Return the seconds until the next look at a file: a second look at one that changed comes soon. Pure."""
+    """Return the seconds until the next check of a file, which is soon after a change. Pure."""
     return min(interval, _SECOND_LOOK) if interval is not None and changed else interval
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What is different between two configurations, by names of workspaces and by campaigns' keys.
+    """Difference between two configurations, by names of workspaces and keys of campaigns.
 
-    `reconnected_workspaces` are those of the `changed_workspaces` that have another endpoint. `settings` are the paths
-    of what changed in `poll` and `limits`.
+    `reconnected_workspaces` are the changed ones with another endpoint. `settings` are the changed paths in `poll` and
+    `limits`.
     """
 
     added_workspaces: frozenset[str]
@@ -177,7 +176,7 @@ class Changes:
     settings: frozenset[str]
 
     def counts(self) -> dict[str, int]:
-        """Return how many of each kind there are, by words for a log line."""
+        """Return the number of changes of each kind, as fields of a log line."""
         return {
             "workspaces_added": len(self.added_workspaces),
             "workspaces_removed": len(self.removed_workspaces),
@@ -190,7 +189,7 @@ class Changes:
 
 
 def compare(before: Config, after: Config) -> Changes:
-    """Say what changes from one configuration to another. Pure. In which order things are written is no change."""
+    """Return the difference between two configurations. Pure. The order of things is no difference."""
     old = {workspace.name: workspace for workspace in before.workspaces}
     new = {workspace.name: workspace for workspace in after.workspaces}
     both = old.keys() & new.keys()
@@ -223,5 +222,5 @@ def _campaign_names(config: Config) -> dict[tuple[str, str], str]:
 
 
 def _settings(workspace: Workspace) -> dict[str, object]:
-    """Return what is set for the whole workspace; an instance is just another way to write the endpoint."""
+    """Return the settings of a workspace itself; an instance is another way to write the endpoint."""
     return {name: value for name, value in workspace if name not in {"campaigns", "instance"}}

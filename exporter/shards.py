@@ -1,4 +1,4 @@
-"""Which of several exporters polls a campaign: each campaign is one shard's, whatever else is configured. Pure."""
+"""Sharding: each campaign belongs to one of several exporters, whatever else is configured. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_SHARDS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of `total` shards, counted from 0; the only one holds every campaign."""
+    """One of `total` shards, counted from 0; a single shard has every campaign."""
 
     number: int = 0
     total: int = 1
@@ -25,7 +25,7 @@ WHOLE = Shard()
 
 
 def part(config: Config, shard: Shard) -> Config:
-    """Return the configuration with those campaigns that are the shard's; a workspace may be left with none."""
+    """Return the configuration with the shard's campaigns only; a workspace may have none."""
     if shard.total == 1:
         return config
     workspaces = tuple(

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from exporter import config
+from exporter import config, shards
 from exporter.config import Campaign, Config, ConfigError, Poll, Workspace
+from exporter.shards import Shard
 from exporter.system.files import Budget, Files
 from tests.support.system import Volume
 
@@ -71,6 +72,13 @@ def test_good_file(name: str, tmp_path: Path) -> None:
     loaded = load(tmp_path, content)
 
     assert re.findall(r"^# warns: (.*)$", content, re.MULTILINE) == list(config.warnings(loaded))
+
+
+def test_warnings_about_the_text_stay_with_a_part(tmp_path: Path) -> None:
+    """What is said of the file's text is said of a shard's part of it, too."""
+    loaded = load(tmp_path, (DATA / "name_cut_at_a_comment.good.yaml").read_bytes())
+
+    assert config.warnings(shards.part(loaded, Shard(0, 2))) == config.warnings(loaded) != ()
 
 
 def test_defaults(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ EQUIVALENTS = ROOT / "tests/data/equivalent_mutants.yml"
 TESTS = {
     "__init__": ["tests/test_release_notes.py"],
     "__main__": ["tests/test_cli.py"],
+    "app": ["tests/test_cli.py", "tests/e2e/test_reload.py"],
+    "commands/serve": ["tests/test_cli.py"],
+    "system/command": ["tests/test_cli.py", "tests/commands/test_print.py"],
     "braze/client": ["tests/braze/test_client.py", "tests/braze/test_transport.py"],
     "braze/data_series": ["tests/braze/test_data_series.py", "tests/test_exposition.py"],
     "braze/transport": ["tests/braze/test_transport.py", "tests/braze/test_client.py"],

@@ -1,4 +1,4 @@
-"""`braze-exporter print`: one round of polls, and its outcome as text, for the textfile collector or for people."""
+"""`braze-exporter print`: polls every campaign once and writes the exposition, for the textfile collector."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from exporter.state import CampaignState, WorkspaceState
     from exporter.system.command import Surroundings
 
-_LOOK = 0.1  # seconds between two looks at how far it is
+_LOOK = 0.1  # seconds between two updates of the progress
 _MODE = 0o644  # the collector runs as another user
 
 
@@ -106,7 +106,7 @@ class PollRound:
         return b"".join((*self._publisher.exposition.snapshot().pieces(Format.TEXT), written(rows, Format.TEXT)))
 
     def troubles(self) -> tuple[str, ...]:
-        """Return what did not go well, a line each, after the round."""
+        """Return a line per failure, after the round."""
         return tuple(troubles(self._poller.workspaces, self._poller.campaigns))
 
     def _fail(self, error: BaseException) -> None:
@@ -127,7 +127,7 @@ class _Publisher(Publisher):
 
 
 def troubles(workspaces: Sequence[WorkspaceState], campaigns: Sequence[CampaignState]) -> Iterator[str]:
-    """Yield a line for each campaign that failed, and for each workspace that did not come to ask all of its own."""
+    """Yield a line for each campaign that failed, and for each workspace with campaigns that were not polled."""
     for campaign in campaigns:
         if campaign.failure is not None:
             name = campaign.campaign_name if campaign.campaign_name.isprintable() else repr(campaign.campaign_name)
@@ -138,8 +138,8 @@ def troubles(workspaces: Sequence[WorkspaceState], campaigns: Sequence[CampaignS
     for workspace in workspaces:
         left = sum(campaign.workspace == workspace.workspace and not campaign.polls for campaign in campaigns)
         if left:
-            reason = workspace.paused.value if workspace.paused is not None else "no answer yet"
-            yield f"{workspace.workspace}: {left:,} of {workspace.campaigns:,} campaigns were not asked: {reason}"
+            reason = workspace.paused.value if workspace.paused is not None else "no response yet"
+            yield f"{workspace.workspace}: {left:,} of {workspace.campaigns:,} campaigns were not polled: {reason}"
 
 
 def _is_refused(workspace: WorkspaceState) -> bool:
@@ -147,9 +147,9 @@ def _is_refused(workspace: WorkspaceState) -> bool:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put a file in the place of another, at once and for good: readers see all of the one or all of the other.
+    """Replace a file atomically and durably: readers see either the old content or the new.
 
-    If that fails, the old file stays, and no other is left beside it.
+    After a failure the old file is unchanged, and no temporary file is left.
 
     Raises:
         OSError: the folder cannot be written to, or something else than a file has that name.

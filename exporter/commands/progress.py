@@ -1,4 +1,4 @@
-"""How far a command is that asks one campaign after the other, shown on a terminal."""
+"""Progress bar of a command that polls campaigns, on a terminal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
 
-_PATIENCE = 1.0  # seconds: what is over sooner needs no bar
+_PATIENCE = 1.0  # seconds before the bar appears
 _WIDTH = 30
 
 
 class Progress:
-    """A bar, for one thread, on a stream that is a terminal; on any other there is nothing.
+    """Progress bar for one thread, shown only on a stream that is a terminal.
 
-    The cursor waits at its beginning, so that a line of the log takes its place.
+    The cursor stays at its beginning, so that a log line overwrites it.
     """
 
     def __init__(self, stream: TextIO, monotonic: Callable[[], float]) -> None:
@@ -25,12 +25,12 @@ class Progress:
         self._length = 0
 
     def show(self, done: int, total: int) -> None:
-        """Show that so many are done, once the command has run for a second."""
+        """Show how many are done, once the command has run for a second."""
         if total and self._monotonic() >= self._begins_at and self._stream.isatty():
             self._write(f"[{'#' * (_WIDTH * done // total):{_WIDTH}}] {done:,} of {total:,} campaigns")
 
     def clear(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._length:
             self._write("")
 

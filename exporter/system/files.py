@@ -1,4 +1,4 @@
-"""Files that may be on a hung network volume: each read has a thread of its own and a timeout; changes are noticed."""
+"""Reads of files that may be on a hung network volume, in threads with a timeout, and a watch for changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TIMEOUT = 5.0
-"""Seconds for which a file system may not answer."""
+"""Timeout of a read in seconds."""
 
 
 class Read(Protocol):
@@ -46,7 +46,7 @@ def read(path: Path, *, limit: int | None = None, timeout: float = TIMEOUT) -> b
 
 
 class Budget:
-    """Reads several files within one timeout, so that a hung volume with many files costs no more than one read."""
+    """One timeout for several reads, so that a hung volume with many files costs no more than one read."""
 
     def __init__(self, timeout: float = TIMEOUT, *, files: Files | None = None) -> None:
         self._timeout = timeout
@@ -62,10 +62,10 @@ class Budget:
 
 
 class Watch:
-    """Compares files with the bytes in use; `in_use` are their digests by path, None for one that cannot be read.
+    """Compares files with the content in use; `in_use` has digests by path, None for a file that cannot be read.
 
-    Bytes and not times tell: Kubernetes puts another file in the place, an editor may write one in two steps. A file
-    counts as written when two looks in a row find the same.
+    Content is compared, not times: Kubernetes replaces files, and an editor may write one in two steps. A file counts
+    as complete when two checks in a row find the same.
     """
 
     def __init__(self, in_use: Mapping[Path, bytes | None]) -> None:
@@ -74,15 +74,15 @@ class Watch:
 
     @property
     def changed(self) -> bool:
-        """Whether the last look found other bytes than those in use."""
+        """Whether the last check found other content than that in use."""
         return self.seen != self.in_use
 
     def agrees(self, read: Mapping[Path, bytes | None]) -> bool:
-        """Return whether files that were read since the last look are as it found them, as far as it saw them."""
+        """Return whether files that were read since the last check are unchanged, as far as it covered them."""
         return all(read.get(path, found) == found for path, found in self.seen.items())
 
     def look(self, budget: Budget | None = None) -> bool:
-        """Look at the files; return whether they are as at the look before, so that nobody is writing them."""
+        """Check the files; return whether they are unchanged since the check before, so that they are complete."""
         before, self.seen = self.seen, digests(self.in_use, budget)
         return self.seen == before
 
@@ -100,12 +100,12 @@ def digests(paths: Iterable[Path], budget: Budget | None = None) -> dict[Path, b
 
 
 def digest(content: bytes) -> bytes:
-    """Return what tells a content from any other."""
+    """Return the digest that identifies a content."""
     return hashlib.sha256(content).digest()
 
 
 class Files:
-    """The reads in progress, by path; `opener` opens a path for reading and returns its descriptor."""
+    """Reads in progress, by path; `opener` opens a path for reading and returns its descriptor."""
 
     def __init__(self, opener: Callable[[Path], int]) -> None:
         self._opener = opener

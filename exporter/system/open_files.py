@@ -1,4 +1,4 @@
-"""The limit on open files, raised as far as possible, and how clients and polls share what it allows."""
+"""The limit on open files: raising it, and sharing it between clients and polls."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import resource
 from dataclasses import dataclass
 
 OTHERS = 24
-"""Open files for all else: streams, listening sockets, the event loop, files while they are read."""
+"""Open files for everything else: streams, listening sockets, the event loop, files that are read."""
 
 PER_REQUEST = 2
-"""Open files of a request to Braze: its connection, and the copy of it by which the deadline ends it."""
+"""Open files per request to Braze: its connection, and a duplicate by which the deadline closes it."""
 
 FEWEST_CONNECTIONS = 16
-"""Connections that each server has at least, however many polls there are."""
+"""Minimum number of connections per server, however many polls there are."""
 
 
 class TooFewOpenFilesError(Exception):
-    """The limit on open files leaves too little for work, in words for a person."""
+    """The limit on open files is too low to work, in words for a person."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """The largest number of connections of each server, and of requests at once for each workspace."""
+    """Maximum number of connections per server, and of requests in flight per workspace."""
 
     connections: int
     concurrency: int
@@ -36,12 +36,12 @@ def share(
     concurrency: int,
     fewest: int = FEWEST_CONNECTIONS,
 ) -> Shares:
-    """Return what of the wanted `connections` and `concurrency` a limit on open files allows. Pure.
+    """Return how many of the wanted `connections` and `concurrency` a limit on open files allows. Pure.
 
-    Polls get what they want while each server keeps the `fewest` connections; connections get the rest.
+    Each server has the `fewest` connections first, then polls get what they want, and connections the rest.
 
     Raises:
-        TooFewOpenFilesError: there is not one request at once for each workspace.
+        TooFewOpenFilesError: it does not allow one request per workspace.
 
     """
     fewest = min(connections, fewest)
@@ -57,12 +57,12 @@ def share(
 
 
 def wanted(*, servers: int, connections: int, workspaces: int, concurrency: int) -> int:
-    """Return the limit on open files that allows all that is wanted. Pure."""
+    """Return the limit on open files that allows everything wanted. Pure."""
     return OTHERS + servers * connections + PER_REQUEST * workspaces * concurrency
 
 
 def raised_limit(needed: int) -> int:
-    """Raise the process's soft limit on open files to what is needed, as far as possible; return what it is then."""
+    """Raise the process's soft limit on open files towards `needed`, as far as possible; return the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return needed

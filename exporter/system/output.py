@@ -18,11 +18,10 @@ _AT_ONCE = select.PIPE_BUF  # bytes: a pipe takes so many as a whole, so no line
 
 
 class Output:
-    """Bounded queue of lines for a file descriptor, of at most `lines` lines and `size` bytes.
+    """Bounded queue of lines for a file descriptor, at most `lines` lines and `size` bytes.
 
-    When it is full, lines are dropped and counted until half of it is free again. Then `notice` makes a line of the
-    number of lines that were dropped. What the descriptor refuses, because its reader is gone or a disk is full, is
-    dropped and counted, too.
+    When it is full, lines are dropped and counted until half of it is free again. Then `notice` formats the number of
+    dropped lines as a line. Lines that cannot be written, as the reader is gone or a disk is full, are dropped too.
     """
 
     def __init__(self, descriptor: int, *, lines: int = 10_000, size: int = 4 << 20) -> None:
@@ -48,7 +47,7 @@ class Output:
         return self._dropped
 
     def write(self, text: str) -> None:
-        """Queue one or more whole lines, or drop them; never block."""
+        """Queue whole lines, or drop them. Never blocks."""
         data = text.encode(errors="backslashreplace")
         lines = data.count(b"\n")
         with self._changed:

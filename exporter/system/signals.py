@@ -1,8 +1,8 @@
-"""Signals, received by a thread of their own, so that they work whatever all other threads do.
+"""Signals, received by a thread of their own, so that they work whatever other threads do.
 
-Python runs a handler in the main thread only, between two of its steps. There it would wait for an import, a look-up of
-a name or a write to end, and its exception could be lost in a destructor. A blocked signal is not lost and ends
-nothing: it waits until the thread receives it, in process 1, too.
+Python runs a handler in the main thread only, between two of its steps. There it would wait for an import, name
+resolution or a write to end, and its exception could be lost in a destructor. A blocked signal stays pending until the
+thread receives it, in process 1, too.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Signals:
-    """Receives signals that are blocked in all threads: SIGHUP, and others, each of which means the end.
+    """Receiver of signals that are blocked in all threads: SIGHUP, and others, which all stop the process.
 
-    The first of the others calls `on_stop` in a thread of its own, and what comes later changes nothing. Each SIGHUP
-    before is an item of `hangups`: a request for a reload of which nobody waits for the result.
+    The first of the others calls `on_stop` in the receiving thread; later signals are ignored. Each SIGHUP before it
+    adds an item to `hangups`: a request for a reload whose result nobody waits for.
 
     Raises:
         RuntimeError: the system allows no thread.

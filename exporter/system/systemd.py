@@ -1,4 +1,4 @@
-"""What systemd is told of the service's state, by the protocol of sd_notify(3)."""
+"""Notifications of the service's state to systemd, by the protocol of sd_notify(3)."""
 
 from __future__ import annotations
 

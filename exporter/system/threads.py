@@ -1,4 +1,4 @@
-"""Daemon threads: the end of the process waits for none, and one that cannot be started has an error of its own."""
+"""Daemon threads, which do not delay the end of the process, and the error when one cannot be started."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def call(work: Callable[[], Result], *, name: str) -> Future[Result]:
     def run() -> None:
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001 - whoever waits for the result gets it
+        except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
             future.set_exception(error)
         else:
             future.set_result(result)
 
-    future.set_running_or_notify_cancel()  # who does not wait any longer does not keep the thread from its end
+    future.set_running_or_notify_cancel()  # a caller that stops waiting does not cancel it
     start(run, name)
     return future

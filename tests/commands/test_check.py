@@ -1,4 +1,4 @@
-"""Tests of exporter.check: what outcomes mean, and the real command against a simulated Braze in trouble."""
+"""Tests of exporter.commands.check: what outcomes mean, and the real command against a simulated Braze in trouble."""
 
 import json
 import os

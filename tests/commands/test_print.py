@@ -1,4 +1,4 @@
-"""Tests of exporter.textfile: the real command against a simulated Braze."""
+"""Tests of exporter.commands.print: the real command against a simulated Braze."""
 
 import os
 import re
@@ -91,7 +91,7 @@ def test_a_workspace_that_pauses(braze: Simulator, tmp_path: Path, status: int, 
 
     assert result.returncode == 1
     assert len(braze.requests) == 1
-    assert f"main: 11 of 12 campaigns were not asked: {reason}\n" in result.stderr.decode()
+    assert f"main: 11 of 12 campaigns were not polled: {reason}\n" in result.stderr.decode()
     assert values(result.stdout, "braze_workspace_up") == {"main": 0}
     assert KEY.encode() not in result.stderr + result.stdout
 
