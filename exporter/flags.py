@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 from exporter import PORT, __version__, config, logs
 from exporter.shards import MOST_SHARDS
+from exporter.web.client_limits import ClientLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ _PATH = re.compile(r"/|(?:/[A-Za-z0-9_~][A-Za-z0-9._~-]*)+")
 _LARGEST_PORT = 65535
 _MOST_CAMPAIGNS = 100_000
 _MOST_CONNECTIONS = 100_000
-_LIMITS = Limits()
+_LIMITS = ClientLimits()
 
 
 def flag_parser(command: str) -> argparse.ArgumentParser:
