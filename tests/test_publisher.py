@@ -34,7 +34,7 @@ def joined(exposition: Exposition, form: Format = Format.TEXT) -> str:
 
 
 def test_publishing_replaces_what_was() -> None:
-    """A family that an answer no longer has goes, the others get their new values."""
+    """A family that a response no longer has is removed, the others get their new values."""
     publisher = Publisher(LIMITS)
     exposition = publisher.exposition
     publisher.publish(STATE)
@@ -112,7 +112,7 @@ def test_dropped_samples_are_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_settling_goes_by_the_order_of_the_states() -> None:
-    """Who answers first at a start does not decide who is shown, the order of the configuration does."""
+    """The order of the configuration decides what is shown after a start, not the order of the responses."""
     publisher = Publisher(Limits(series=5, series_per_campaign=5))
     exposition = publisher.exposition
     states = [replace(STATE, campaign_id=name) for name in "abc"]

@@ -17,7 +17,7 @@ INTERVALS = st.floats(1, 86_400)
 
 
 def asking(campaign_id: str, interval: float) -> Schedule:
-    """Return a schedule of one campaign that is being asked."""
+    """Return a schedule of one campaign in flight."""
     schedule = Schedule(interval)
     schedule.add(campaign_id, 0.0)
     schedule.pop()
@@ -58,7 +58,7 @@ def test_oldest_first() -> None:
 
 
 def test_removed_campaigns_have_no_turn() -> None:
-    """A campaign that is removed is not asked; removing it again does no harm."""
+    """A campaign that is removed is not polled; removing it again does no harm."""
     schedule = Schedule(10)
     schedule.add("a", 1.0)
     schedule.add("b", 2.0)
@@ -73,7 +73,7 @@ def test_removed_campaigns_have_no_turn() -> None:
 
 @given(IDS, st.floats(300, 86_400), WALL)
 def test_after_a_failure_five_minutes_at_most(campaign_id: str, interval: float, wall: float) -> None:
-    """A campaign whose poll failed is asked again in its slot or after five minutes, whichever is sooner."""
+    """A campaign whose poll failed is polled again in its slot or after five minutes, whichever is sooner."""
     failed, succeeded = asking(campaign_id, interval), asking(campaign_id, interval)
     failed.end_poll(campaign_id, succeeded=False, now=1000.0, wall=wall)
     succeeded.end_poll(campaign_id, succeeded=True, now=1000.0, wall=wall)
@@ -100,7 +100,7 @@ def test_a_campaign_removed_while_it_is_asked_has_no_turn() -> None:
 
 
 def test_nothing_is_asked_twice_at_once() -> None:
-    """A campaign that was removed and is back while it is still asked waits for the end of that."""
+    """A campaign that was removed and is back while it is still in flight waits for the end of that."""
     schedule = asking("a", 10)
     schedule.remove("a")
     schedule.add("a", 1.0)
@@ -144,7 +144,7 @@ def test_expedite() -> None:
 
 @pytest.mark.parametrize(("succeeded", "expected"), [(False, [7.0, 307.0]), (True, [606.0, 606.0])])
 def test_expedite_while_one_is_asked(succeeded: bool, expected: list[float]) -> None:  # noqa: FBT001 - a parameter
-    """A campaign that is being asked meanwhile is due at once, too, unless its poll succeeds; and that only once."""
+    """A campaign in flight is due at once, too, unless its poll succeeds; and that only once."""
     schedule = asking("a", 600)
     schedule.expedite(6.0)
     due = []
@@ -163,8 +163,8 @@ class PlainSchedule:
         self.interval = interval
         self.campaigns: set[str] = set()
         self.waiting: list[tuple[str, float]] = []
-        self.asked: list[str] = []
-        self.hurried: set[str] = set()
+        self.in_flight: list[str] = []
+        self.expedited: set[str] = set()
 
     def wait(self, campaign_id: str, due: float) -> None:
         """Let a campaign wait behind all others that are due at that time."""
@@ -172,12 +172,12 @@ class PlainSchedule:
 
     def first(self) -> tuple[str, float]:
         """Return who waits longest."""
-        return min(self.waiting, key=lambda turn: turn[1])
+        return min(self.waiting, key=lambda entry: entry[1])
 
     def end(self, campaign_id: str, due: float) -> None:
-        """Let a campaign that was asked wait, if it is still there."""
-        self.asked.remove(campaign_id)
-        self.hurried.discard(campaign_id)
+        """Let a campaign in flight wait, if it is still there."""
+        self.in_flight.remove(campaign_id)
+        self.expedited.discard(campaign_id)
         if campaign_id in self.campaigns:
             self.wait(campaign_id, due)
 
@@ -197,7 +197,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         """Add a campaign, or one that is there already once more."""
         self.schedule.add(campaign_id, due)
         self.plain.campaigns.add(campaign_id)
-        if campaign_id not in self.plain.asked:
+        if campaign_id not in self.plain.in_flight:
             self.plain.wait(campaign_id, due)
 
     @rule(campaign_id=ids)
@@ -205,42 +205,42 @@ class ScheduleMachine(RuleBasedStateMachine):
         """Remove a campaign, whatever it is at."""
         self.schedule.remove(campaign_id)
         self.plain.campaigns.discard(campaign_id)
-        self.plain.waiting = [turn for turn in self.plain.waiting if turn[0] != campaign_id]
+        self.plain.waiting = [entry for entry in self.plain.waiting if entry[0] != campaign_id]
 
     @precondition(lambda self: self.plain.waiting)
     @rule()
     def take(self) -> None:
         """Ask the first."""
         campaign_id, _ = self.plain.first()
-        self.plain.asked.append(campaign_id)
-        self.plain.waiting = [turn for turn in self.plain.waiting if turn[0] != campaign_id]
+        self.plain.in_flight.append(campaign_id)
+        self.plain.waiting = [entry for entry in self.plain.waiting if entry[0] != campaign_id]
 
         assert self.schedule.pop() == campaign_id
 
-    @precondition(lambda self: self.plain.asked)
+    @precondition(lambda self: self.plain.in_flight)
     @rule(place=st.integers(0, 11), succeeded=st.booleans(), now=st.integers(0, 2000))
     def end(self, place: int, succeeded: bool, now: float) -> None:  # noqa: FBT001 - hypothesis gives it
         """Let a poll end."""
-        campaign_id = self.plain.asked[place % len(self.plain.asked)]
+        campaign_id = self.plain.in_flight[place % len(self.plain.in_flight)]
         wait = until_next_slot(campaign_id, self.plain.interval, now + 7)
         if not succeeded:
-            wait = 0 if campaign_id in self.plain.hurried else min(wait, 300)
+            wait = 0 if campaign_id in self.plain.expedited else min(wait, 300)
         self.plain.end(campaign_id, now + wait)
         self.schedule.end_poll(campaign_id, succeeded=succeeded, now=now, wall=now + 7)
 
-    @precondition(lambda self: self.plain.asked)
+    @precondition(lambda self: self.plain.in_flight)
     @rule(due=st.integers(0, 2000))
     def put_back(self, due: float) -> None:
         """Let a poll end that does not count."""
-        self.schedule.put_back(self.plain.asked[0], due)
-        self.plain.end(self.plain.asked[0], due)
+        self.schedule.put_back(self.plain.in_flight[0], due)
+        self.plain.end(self.plain.in_flight[0], due)
 
     @rule(now=st.integers(0, 2000))
     def expedite(self, now: float) -> None:
         """Let all be due."""
         self.schedule.expedite(now)
-        self.plain.hurried |= set(self.plain.asked)
-        for campaign_id, due in sorted(self.plain.waiting, key=lambda turn: turn[1]):
+        self.plain.expedited |= set(self.plain.in_flight)
+        for campaign_id, due in sorted(self.plain.waiting, key=lambda entry: entry[1]):
             self.plain.wait(campaign_id, min(due, now))
 
     @rule(interval=st.sampled_from([1.0, 60.0, 600.0]), now=st.integers(0, 2000))
@@ -248,7 +248,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         """Change the interval."""
         self.schedule.change_interval(interval, now=now, wall=now + 7)
         self.plain.interval = interval
-        for campaign_id, due in sorted(self.plain.waiting, key=lambda turn: turn[1]):
+        for campaign_id, due in sorted(self.plain.waiting, key=lambda entry: entry[1]):
             self.plain.wait(campaign_id, min(due, now + until_next_slot(campaign_id, interval, now + 7)))
 
     @invariant()
@@ -264,9 +264,9 @@ test_schedule_in_any_order = ScheduleMachine.TestCase
 def test_a_schedule_that_was_tidied_up() -> None:
     """However often all are added anew, which tidies up, those that wait come in their order."""
     schedule = Schedule(600)
-    for turn in range(20):
+    for entry in range(20):
         for number in range(50):
-            schedule.add(f"{number}", (number * 37 + turn * 11) % 50)
+            schedule.add(f"{number}", (number * 37 + entry * 11) % 50)
     dues = []
     while (due := schedule.next_due()) < math.inf:
         dues.append(due)
@@ -277,13 +277,13 @@ def test_a_schedule_that_was_tidied_up() -> None:
 
 
 def test_changes_do_not_pile_up() -> None:
-    """However often campaigns come and go or intervals change, no more is kept than a few turns for each."""
+    """However often campaigns come and go or intervals change, no more is kept than a few entries for each."""
     schedule = Schedule(3600)
     campaigns = [f"{number}" for number in range(100)]
-    for turn in range(200):
+    for entry in range(200):
         for campaign_id in campaigns:
             schedule.add(campaign_id, 1000.0)
-        schedule.change_interval(3600 + turn % 2, now=0.0, wall=0.0)
+        schedule.change_interval(3600 + entry % 2, now=0.0, wall=0.0)
         for campaign_id in campaigns:
             schedule.remove(campaign_id)
 

@@ -36,12 +36,17 @@ TESTS = {
     "app": ["tests/test_cli.py", "tests/e2e/test_reload.py"],
     "commands/serve": ["tests/test_cli.py"],
     "system/command": ["tests/test_cli.py", "tests/commands/test_print.py"],
+    "braze/api": ["tests/test_polled.py"],
+    "braze/api_key": ["tests/braze/test_client.py"],
     "braze/client": ["tests/braze/test_client.py", "tests/braze/test_transport.py"],
     "braze/data_series": ["tests/braze/test_data_series.py", "tests/test_exposition.py"],
+    "braze/errors": ["tests/braze/test_client.py"],
     "braze/transport": ["tests/braze/test_transport.py", "tests/braze/test_client.py"],
+    "campaigns": ["tests/test_poller.py", "tests/test_polled.py", "tests/test_reload.py"],
     "metrics": ["tests/test_metrics.py", "tests/test_exposition.py", "tests/test_poller.py"],
     "schedule": ["tests/test_schedule.py", "tests/test_poller.py"],
     "series_limits": ["tests/test_series_limits.py", "tests/test_poller.py"],
+    "workspace_poller": ["tests/test_poller.py", "tests/test_polled.py", "tests/test_reload.py"],
 }
 # What a mutant may take before it is killed: in multiples of the tests' own time, and in KiB of addresses.
 _SLOWER, _SHORTEST = 4, 20

@@ -30,7 +30,8 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from requests.utils import select_proxy
 
-from exporter.braze.connection import Connection, Resolver, TlsConnection, Watchdog
+from exporter.braze.connection import Connection, Resolver, TlsConnection
+from exporter.braze.deadlines import Watchdog
 from exporter.config import is_loopback
 from exporter.system import threads
 
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
     from urllib3.connectionpool import HTTPConnectionPool
 
-    from exporter.braze.connection import Response, Watch
+    from exporter.braze.connection import Response
+    from exporter.braze.deadlines import Watch
     from exporter.system.threads import Start
 
 BODY_LIMIT = 16 * 1024 * 1024

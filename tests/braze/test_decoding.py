@@ -189,7 +189,7 @@ def test_a_turn_ends_with_an_exception() -> None:
     assert len(locks.large) == 0
 
 
-def test_a_crowd_in_the_lane() -> None:
+def test_many_threads_at_one_lock() -> None:
     """Of many threads one at most has its turn, and in the end nobody is left."""
     lock = FairLock()
     inside: list[int] = []
