@@ -47,6 +47,9 @@ TESTS = {
     "schedule": ["tests/test_schedule.py", "tests/test_poller.py"],
     "series_limits": ["tests/test_series_limits.py", "tests/test_poller.py"],
     "workspace_poller": ["tests/test_poller.py", "tests/test_polled.py", "tests/test_reload.py"],
+    "web/client_limits": ["tests/web/test_server.py", "tests/test_flags.py"],
+    "web/connections": ["tests/web/test_connections.py", "tests/web/test_server.py"],
+    "web/web_settings": ["tests/web/test_web_config.py"],
 }
 # What a mutant may take before it is killed: in multiples of the tests' own time, and in KiB of addresses.
 _SLOWER, _SHORTEST = 4, 20
