@@ -1,7 +1,7 @@
 """`braze-exporter check`: polls every campaign once and reports what works, what fails and how to fix it.
 
-Config ─ ask ─► Checked, one of each workspace ─► findings ─┬─ lines ───► for people
-                                                            └─ as_json ─► for scripts
+Config ─ poll_once ─► Checked, one of each workspace ─► findings ─┬─ lines ───► for people
+                                                                  └─ as_json ─► for scripts
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Outcome:
     """Result of one campaign: a response or a failure, neither where it was not polled."""
 
     campaign: Campaign
-    answer: DataSeries | None = None
+    response: DataSeries | None = None
     failure: Failure | None = None
 
 
@@ -114,7 +114,7 @@ def check(flags: argparse.Namespace, _: Surroundings) -> int:
         loaded = configuration.load(flags.config_file, os.environ)
         progress = Progress(sys.stderr, time.monotonic)
         try:
-            checks = ask(loaded, environ=os.environ, clock=system_clock(), progress=progress.show)
+            checks = poll_once(loaded, environ=os.environ, clock=system_clock(), progress=progress.show)
         finally:
             progress.clear()
     except ConfigError as error:
@@ -135,7 +135,7 @@ def _json(report: dict[str, object]) -> str:
     return json.dumps(report, indent=2)
 
 
-def ask(
+def poll_once(
     config: Config, *, environ: Mapping[str, str], clock: Clock, progress: Callable[[int, int], None]
 ) -> tuple[Checked, ...]:
     """Poll one campaign of each workspace and then, unless its failure concerns all of them, the others.
@@ -150,13 +150,13 @@ def ask(
     done = 0
     checked = []
     for workspace in config.workspaces:
-        asking = _Asking(workspace, config.poll, environ, clock)
-        checked.append(asking.run(lambda count, done=done: progress(done + count, total)))  # type: ignore[misc]
+        polls = _WorkspaceRound(workspace, config.poll, environ, clock)
+        checked.append(polls.run(lambda count, done=done: progress(done + count, total)))  # type: ignore[misc]
         done += len(workspace.campaigns)
     return tuple(checked)
 
 
-class _Asking:
+class _WorkspaceRound:
     """One workspace's campaigns while they are polled, with as many threads as requests may be in flight."""
 
     def __init__(self, workspace: Workspace, poll: Poll, environ: Mapping[str, str], clock: Clock) -> None:
@@ -219,7 +219,7 @@ class _Asking:
                     campaign = waiting.popleft()
                 except IndexError:  # another thread was faster
                     return
-                self._outcomes[campaign.id] = outcome = self._ask(campaign, permit)
+                self._outcomes[campaign.id] = outcome = self._poll_one(campaign, permit)
                 whole = outcome.failure is not None and outcome.failure.reason in _WHOLE_WORKSPACE
                 self._in_a_row = self._in_a_row + 1 if whole else 0
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
@@ -227,7 +227,7 @@ class _Asking:
             self._stopped.set()
 
     def _permit(self) -> Permit | None:
-        """Wait for leave to ask; None where there is no use in asking."""
+        """Wait for a permit; None when the rest is to be skipped."""
         pool = self._client.data_series_pool
         while not (pool.closed or self._in_a_row >= _GIVE_UP or self._stopped.is_set()):
             permit = pool.take(self._clock.monotonic())
@@ -236,12 +236,12 @@ class _Asking:
             self._stopped.wait(min(permit, _LOOK))
         return None
 
-    def _ask(self, campaign: Campaign, permit: Permit) -> Outcome:
+    def _poll_one(self, campaign: Campaign, permit: Permit) -> Outcome:
         try:
             received = self._client.data_series(
                 campaign.id, days=self._poll.days, permit=permit, timeout=self._poll.timeout
             )
-            return Outcome(campaign, answer=self._client.read(received, samples=SAMPLES))
+            return Outcome(campaign, response=self._client.read(received, samples=SAMPLES))
         except BrazeError as error:
             return Outcome(campaign, failure=Failure(error.reason, str(error)))
 
@@ -249,27 +249,27 @@ class _Asking:
 def findings(checked: Checked, environ: Mapping[str, str]) -> tuple[Finding, ...]:
     """Return the findings about a workspace as a whole. Pure."""
     failures = [outcome.failure for outcome in checked.outcomes if outcome.failure is not None]
-    answers = [outcome.answer for outcome in checked.outcomes if outcome.answer is not None]
+    responses = [outcome.response for outcome in checked.outcomes if outcome.response is not None]
     found: list[Finding] = []
-    if answers:
+    if responses:
         found.append(Finding(ok=True, text="Braze accepts the key, and it may read campaigns.data_series"))
-        found.extend(_newest_day(answers, checked))
+        found.extend(_newest_day(responses, checked))
     for reason in dict.fromkeys(failure.reason for failure in failures):
         details = dict.fromkeys(failure.detail for failure in failures if failure.reason is reason)
         of_one = next(iter(details)) if len(details) == 1 else f"{len(details)} different responses, see above"
         count = sum(failure.reason is reason for failure in failures)
         text = f"{_counted(count)}: {_words(reason)}: {of_one}"
         found.append(Finding(ok=False, text=text, advice=tuple(_advice(reason, checked, environ))))
-    left = len(checked.outcomes) - len(failures) - len(answers)
+    left = len(checked.outcomes) - len(failures) - len(responses)
     if left:
         found.append(Finding(ok=False, text=f"{_counted(left)} skipped: the same failure is expected"))
-    skipped = [answer for answer in answers if answer.skipped]
+    skipped = [response for response in responses if response.skipped]
     if skipped:
         text = (
             f"{_counted(len(skipped))} with parts that are not of the documented form, such as {skipped[0].skipped[0]}"
         )
         found.append(Finding(ok=None, text=text, advice=("The rest is exposed. Please report it.",)))
-    no_numbers = dict.fromkeys(name for answer in answers for name in answer.no_numbers)
+    no_numbers = dict.fromkeys(name for response in responses for name in response.no_numbers)
     if no_numbers:
         text = f"statistics that are no numbers and are skipped: {', '.join([*no_numbers][:EXAMPLES])}"
         found.append(Finding(ok=None, text=text, advice=("Braze documents them as numbers. Please report it.",)))
@@ -286,7 +286,7 @@ def lines(checks: Sequence[Checked], environ: Mapping[str, str]) -> Iterator[str
     """Yield the report for people. Pure."""
     for checked in checks:
         yield f"Workspace {_shown(checked.workspace.name)} at {_where(checked.workspace)}"
-        yield from _table([outcome for outcome in checked.outcomes if _is_asked(outcome)])
+        yield from _table([outcome for outcome in checked.outcomes if _is_polled(outcome)])
         yield ""
         for finding in findings(checked, environ):
             mark = {True: "ok", False: "FAILED", None: "note"}[finding.ok]
@@ -295,7 +295,7 @@ def lines(checks: Sequence[Checked], environ: Mapping[str, str]) -> Iterator[str
                 yield from textwrap.wrap(advice, _LINE, initial_indent=_INDENT, subsequent_indent=f"{_INDENT}  ")
         yield ""
     outcomes = [outcome for checked in checks for outcome in checked.outcomes]
-    well = sum(outcome.answer is not None for outcome in outcomes)
+    well = sum(outcome.response is not None for outcome in outcomes)
     yield f"{well:,} of {_counted(len(outcomes))} can be polled."
 
 
@@ -312,7 +312,7 @@ def _workspace_json(checked: Checked, environ: Mapping[str, str]) -> dict[str, o
         "endpoint": checked.workspace.endpoint,
         "ok": works(checked, environ),
         "timezone": checked.workspace.timezone.key,
-        "newest_day": _iso(_newest(outcome.answer for outcome in checked.outcomes)),
+        "newest_day": _iso(_newest(outcome.response for outcome in checked.outcomes)),
         "rate_limit": limits.rate_limit,
         "rate_limit_remaining": limits.rate_limit_remaining,
         "rate_limit_reset": limits.rate_limit_reset,
@@ -324,10 +324,10 @@ def _workspace_json(checked: Checked, environ: Mapping[str, str]) -> dict[str, o
             {
                 "id": outcome.campaign.id,
                 "name": outcome.campaign.name,
-                "asked": _is_asked(outcome),
-                "ok": outcome.answer is not None,
-                "newest_day": _iso(_newest([outcome.answer])),
-                "skipped": list(outcome.answer.skipped) if outcome.answer is not None else [],
+                "asked": _is_polled(outcome),
+                "ok": outcome.response is not None,
+                "newest_day": _iso(_newest([outcome.response])),
+                "skipped": list(outcome.response.skipped) if outcome.response is not None else [],
                 "reason": outcome.failure.reason.value if outcome.failure is not None else None,
                 "detail": outcome.failure.detail if outcome.failure is not None else None,
             }
@@ -336,8 +336,8 @@ def _workspace_json(checked: Checked, environ: Mapping[str, str]) -> dict[str, o
     }
 
 
-def _newest(answers: Iterable[DataSeries | None]) -> date | None:
-    days = (answer.latest.date for answer in answers if answer is not None and answer.latest is not None)
+def _newest(responses: Iterable[DataSeries | None]) -> date | None:
+    days = (response.latest.date for response in responses if response is not None and response.latest is not None)
     return max(days, default=None)
 
 
@@ -345,14 +345,14 @@ def _iso(day: date | None) -> str | None:
     return None if day is None else day.isoformat()
 
 
-def _newest_day(answers: Sequence[DataSeries], checked: Checked) -> Iterator[Finding]:
+def _newest_day(responses: Sequence[DataSeries], checked: Checked) -> Iterator[Finding]:
     """Yield what the newest day of all says about the time zone."""
-    newest = _newest(answers)
+    newest = _newest(responses)
     zone = checked.workspace.timezone
     if newest is None:
         yield Finding(ok=None, text="no campaign has any day, so the time zone cannot be verified")
         return
-    # The answers came around a midnight, perhaps.
+    # The responses may have come around midnight.
     days = [datetime.fromtimestamp(moment, zone).date() for moment in (checked.began_at, checked.ended_at)]
     span, zones = _fitting(newest, checked.ended_at)
     fitting = f"it is that day {span}, for example in {zones}"
@@ -421,7 +421,7 @@ def _advice(reason: Reason, checked: Checked, environ: Mapping[str, str]) -> Ite
             yield "Braze may see the address of a proxy or a gateway, not this machine's own."
         case Reason.BAD_REQUEST:
             yield "The API identifier is on the campaign's details page. Canvases have such identifiers, too."
-            if not any(outcome.answer is not None for outcome in checked.outcomes):
+            if not any(outcome.response is not None for outcome in checked.outcomes):
                 yield "As no campaign works, the key is perhaps that of another workspace."
         case Reason.NOT_FOUND | Reason.REDIRECT | Reason.BAD_PAYLOAD:
             yield from _proxies(environ)
@@ -448,9 +448,9 @@ def _key_source(workspace: Workspace) -> str:
 
 
 def _hosts(checked: Checked) -> Iterator[str]:
-    """Name Braze's instances, unless one of them has answered for a campaign or a simulator is polled."""
+    """Name Braze's instances, unless a campaign has succeeded or a simulator is polled."""
     host = urlsplit(checked.workspace.endpoint).hostname or ""
-    if not is_loopback(host) and not any(outcome.answer is not None for outcome in checked.outcomes):
+    if not is_loopback(host) and not any(outcome.response is not None for outcome in checked.outcomes):
         yield f"Braze's instances: {', '.join(f'{name} {host}' for name, host in INSTANCES.items())}."
 
 
@@ -490,15 +490,15 @@ def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield f"  {'  '.join(padded)}  {last}"
 
 
-def _is_asked(outcome: Outcome) -> bool:
-    return outcome.answer is not None or outcome.failure is not None
+def _is_polled(outcome: Outcome) -> bool:
+    return outcome.response is not None or outcome.failure is not None
 
 
 def _row(outcome: Outcome) -> tuple[str, str, str, str]:
     name = _name(outcome)
     if outcome.failure is not None:
         return "FAILED", name, outcome.campaign.id, f"{_words(outcome.failure.reason)}: {outcome.failure.detail}"
-    if (day := outcome.answer.latest if outcome.answer else None) is None:
+    if (day := outcome.response.latest if outcome.response else None) is None:
         return "ok", name, outcome.campaign.id, "no days: Braze has no numbers of it"
     return "ok", name, outcome.campaign.id, f"newest day {day.date}, rows: {len(day.variations)}"
 

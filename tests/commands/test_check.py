@@ -47,7 +47,7 @@ def checked(
     campaigns = [
         Outcome(
             campaign,
-            answer=outcome if isinstance(outcome, DataSeries) else None,
+            response=outcome if isinstance(outcome, DataSeries) else None,
             failure=outcome if isinstance(outcome, Failure) else None,
         )
         for campaign, outcome in zip(CAMPAIGNS, outcomes, strict=False)
