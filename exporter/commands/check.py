@@ -1,6 +1,6 @@
 """`braze-exporter check`: polls every campaign once and reports what works, what fails and how to fix it.
 
-Config ─ poll_once ─► Checked, one of each workspace ─► findings ─┬─ lines ───► for people
+Config ─ poll_once ─► Checked, one of each workspace ─► diagnoses ┬─ lines ───► for people
                                                                   └─ as_json ─► for scripts
 """
 
@@ -99,7 +99,7 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     """One thing that works (`ok`), fails, or is a note (None), and advice about it."""
 
     ok: bool | None
@@ -246,40 +246,40 @@ class _WorkspaceRound:
             return Outcome(campaign, failure=Failure(error.reason, str(error)))
 
 
-def findings(checked: Checked, environ: Mapping[str, str]) -> tuple[Finding, ...]:
-    """Return the findings about a workspace as a whole. Pure."""
+def diagnoses(checked: Checked, environ: Mapping[str, str]) -> tuple[Diagnosis, ...]:
+    """Return the diagnoses about a workspace as a whole. Pure."""
     failures = [outcome.failure for outcome in checked.outcomes if outcome.failure is not None]
     responses = [outcome.response for outcome in checked.outcomes if outcome.response is not None]
-    found: list[Finding] = []
+    found: list[Diagnosis] = []
     if responses:
-        found.append(Finding(ok=True, text="Braze accepts the key, and it may read campaigns.data_series"))
+        found.append(Diagnosis(ok=True, text="Braze accepts the key, and it may read campaigns.data_series"))
         found.extend(_newest_day(responses, checked))
     for reason in dict.fromkeys(failure.reason for failure in failures):
         details = dict.fromkeys(failure.detail for failure in failures if failure.reason is reason)
         of_one = next(iter(details)) if len(details) == 1 else f"{len(details)} different responses, see above"
         count = sum(failure.reason is reason for failure in failures)
         text = f"{_counted(count)}: {_words(reason)}: {of_one}"
-        found.append(Finding(ok=False, text=text, advice=tuple(_advice(reason, checked, environ))))
+        found.append(Diagnosis(ok=False, text=text, advice=tuple(_advice(reason, checked, environ))))
     left = len(checked.outcomes) - len(failures) - len(responses)
     if left:
-        found.append(Finding(ok=False, text=f"{_counted(left)} skipped: the same failure is expected"))
+        found.append(Diagnosis(ok=False, text=f"{_counted(left)} skipped: the same failure is expected"))
     skipped = [response for response in responses if response.skipped]
     if skipped:
         text = (
             f"{_counted(len(skipped))} with parts that are not of the documented form, such as {skipped[0].skipped[0]}"
         )
-        found.append(Finding(ok=None, text=text, advice=("The rest is exposed. Please report it.",)))
+        found.append(Diagnosis(ok=None, text=text, advice=("The rest is exposed. Please report it.",)))
     no_numbers = dict.fromkeys(name for response in responses for name in response.no_numbers)
     if no_numbers:
         text = f"statistics that are no numbers and are skipped: {', '.join([*no_numbers][:EXAMPLES])}"
-        found.append(Finding(ok=None, text=text, advice=("Braze documents them as numbers. Please report it.",)))
+        found.append(Diagnosis(ok=None, text=text, advice=("Braze documents them as numbers. Please report it.",)))
     found.extend(_rate_limit(checked.statistics))
     return tuple(found)
 
 
 def works(checked: Checked, environ: Mapping[str, str]) -> bool:
     """Tell whether nothing of a workspace fails. Pure."""
-    return all(finding.ok is not False for finding in findings(checked, environ))
+    return all(diagnosis.ok is not False for diagnosis in diagnoses(checked, environ))
 
 
 def lines(checks: Sequence[Checked], environ: Mapping[str, str]) -> Iterator[str]:
@@ -288,10 +288,10 @@ def lines(checks: Sequence[Checked], environ: Mapping[str, str]) -> Iterator[str
         yield f"Workspace {_shown(checked.workspace.name)} at {_where(checked.workspace)}"
         yield from _table([outcome for outcome in checked.outcomes if _is_polled(outcome)])
         yield ""
-        for finding in findings(checked, environ):
-            mark = {True: "ok", False: "FAILED", None: "note"}[finding.ok]
-            yield f"  {mark:8}{finding.text}"
-            for advice in finding.advice:
+        for diagnosis in diagnoses(checked, environ):
+            mark = {True: "ok", False: "FAILED", None: "note"}[diagnosis.ok]
+            yield f"  {mark:8}{diagnosis.text}"
+            for advice in diagnosis.advice:
                 yield from textwrap.wrap(advice, _LINE, initial_indent=_INDENT, subsequent_indent=f"{_INDENT}  ")
         yield ""
     outcomes = [outcome for checked in checks for outcome in checked.outcomes]
@@ -317,8 +317,8 @@ def _workspace_json(checked: Checked, environ: Mapping[str, str]) -> dict[str, o
         "rate_limit_remaining": limits.rate_limit_remaining,
         "rate_limit_reset": limits.rate_limit_reset,
         "findings": [
-            {"ok": finding.ok, "text": finding.text, "advice": list(finding.advice)}
-            for finding in findings(checked, environ)
+            {"ok": diagnosis.ok, "text": diagnosis.text, "advice": list(diagnosis.advice)}
+            for diagnosis in diagnoses(checked, environ)
         ],
         "campaigns": [
             {
@@ -345,21 +345,21 @@ def _iso(day: date | None) -> str | None:
     return None if day is None else day.isoformat()
 
 
-def _newest_day(responses: Sequence[DataSeries], checked: Checked) -> Iterator[Finding]:
+def _newest_day(responses: Sequence[DataSeries], checked: Checked) -> Iterator[Diagnosis]:
     """Yield what the newest day of all says about the time zone."""
     newest = _newest(responses)
     zone = checked.workspace.timezone
     if newest is None:
-        yield Finding(ok=None, text="no campaign has any day, so the time zone cannot be verified")
+        yield Diagnosis(ok=None, text="no campaign has any day, so the time zone cannot be verified")
         return
     # The responses may have come around midnight.
     days = [datetime.fromtimestamp(moment, zone).date() for moment in (checked.began_at, checked.ended_at)]
     span, zones = _fitting(newest, checked.ended_at)
     fitting = f"it is that day {span}, for example in {zones}"
     if newest in days:
-        yield Finding(ok=True, text=f"the newest day is {newest}, today in {zone.key}, as now {span}")
+        yield Diagnosis(ok=True, text=f"the newest day is {newest}, today in {zone.key}, as now {span}")
     elif newest > days[1]:
-        yield Finding(
+        yield Diagnosis(
             ok=False,
             text=f"the newest day is {newest}, which has not begun in {zone.key}",
             advice=(
@@ -368,7 +368,7 @@ def _newest_day(responses: Sequence[DataSeries], checked: Checked) -> Iterator[F
             ),
         )
     elif newest == days[0] - timedelta(days=1):
-        yield Finding(
+        yield Diagnosis(
             ok=None,
             text=f"the newest day is {newest}, yesterday in {zone.key}",
             advice=(
@@ -378,7 +378,7 @@ def _newest_day(responses: Sequence[DataSeries], checked: Checked) -> Iterator[F
             ),
         )
     else:
-        yield Finding(
+        yield Diagnosis(
             ok=None,
             text=f"the newest day is {newest}, {(days[0] - newest).days} days before today in {zone.key}",
             advice=("No time zone explains that. Look at the campaigns in Braze's dashboard, and at this clock.",),
@@ -400,12 +400,12 @@ def _offset(offset: timedelta) -> str:
     return f"UTC{'-' if offset < timedelta() else '+'}{hours:02}:{minutes:02}"
 
 
-def _rate_limit(statistics: ApiStatistics) -> Iterator[Finding]:
+def _rate_limit(statistics: ApiStatistics) -> Iterator[Diagnosis]:
     if statistics.rate_limit is not None and statistics.rate_limit_remaining is not None:
         text = (
             f"{statistics.rate_limit_remaining:,.0f} of {statistics.rate_limit:,.0f} requests are left in this window"
         )
-        yield Finding(ok=None, text=text)
+        yield Diagnosis(ok=None, text=text)
 
 
 def _advice(reason: Reason, checked: Checked, environ: Mapping[str, str]) -> Iterator[str]:

@@ -16,7 +16,7 @@ import pytest
 
 from exporter.braze.client import ApiStatistics, Reason
 from exporter.braze.data_series import DataSeries, Day, Variation
-from exporter.commands.check import Checked, Outcome, as_json, findings, lines, works
+from exporter.commands.check import Checked, Outcome, as_json, diagnoses, lines, works
 from exporter.config import INSTANCES, Campaign, Workspace
 from exporter.poller import Failure
 from exporter.simulator.server import Body, Fault, Hang, Simulator, Status
@@ -60,7 +60,7 @@ def found(given: Checked, environ: Mapping[str, str] | None = None) -> str:
     """Return the findings as one text."""
     marks = {True: "ok", False: "FAILED", None: "note"}
     texts = [
-        f"{marks[finding.ok]} {finding.text} {' '.join(finding.advice)}" for finding in findings(given, environ or {})
+        f"{marks[finding.ok]} {finding.text} {' '.join(finding.advice)}" for finding in diagnoses(given, environ or {})
     ]
     return "\n".join(texts)
 
@@ -127,7 +127,7 @@ def test_every_reason_is_explained(reason: Reason) -> None:
     """Whatever fails, there is what it usually means and what to do."""
     given = checked(Failure(reason, "the detail"), None)
 
-    (failure, left) = findings(given, {})
+    (failure, left) = diagnoses(given, {})
     assert failure.text == f"1 campaign: {reason.value.replace('_', ' ')}: the detail"
     assert "What to do: " in failure.advice[0]
     assert (left.ok, left.text) == (False, "1 campaign skipped: the same failure is expected")
