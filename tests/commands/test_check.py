@@ -413,7 +413,7 @@ def test_a_wrong_configuration(tmp_path: Path) -> None:
     result, script = check(file), check(file, "--json")
 
     assert (result.returncode, result.stdout) == (1, "")
-    assert "that is the id in the dashboard's address; the API identifier stands on the" in result.stderr
+    assert "that is the id in the dashboard's address; the API identifier is on the" in result.stderr
     report = json.loads(script.stdout)
     assert (script.returncode, report["ok"], report["workspaces"]) == (1, False, [])
     assert "".join(f"{problem}\n" for problem in report["problems"]) == result.stderr
