@@ -63,7 +63,7 @@ _UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000, "h": 3_600_000
 _DURATION = re.compile("".join(f"(?:(?P<{unit}>[0-9]{{1,15}}){unit})?" for unit in _UNITS))
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _DASHBOARD_ID = re.compile(r"[0-9a-f]{24}", re.IGNORECASE)
-_WHERE_IDS_ARE = "the API identifier stands on the campaign's details page"
+_WHERE_IDS_ARE = "the API identifier is on the campaign's details page"
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?P<port>:[0-9]{1,5})?(?P<path>/.*)?", re.IGNORECASE
 )
@@ -422,7 +422,7 @@ def load(path: Path, environ: Mapping[str, str], *, budget: Budget | None = None
 
 
 def read_api_key(workspace: Workspace, environ: Mapping[str, str], *, read: Read = files.read) -> str:
-    """Return the key of `workspace` as it stands now, without white space around it.
+    """Return the current key of `workspace`, without white space around it.
 
     A file that hangs takes the timeout of `read`. Raises ConfigError, with neither the key nor where it was looked for
     in it.
@@ -555,7 +555,7 @@ def _check_repeated(document: Document, items: Mapping[Location, Mapping[str, ob
             continue
         same = value.lower() if key == "id" else value
         if same in first:
-            got = f"{document.describe((*location, key))} again; it stands in line {first[same]} already"
+            got = f"{document.describe((*location, key))} again; it is in line {first[same]} already"
             yield Finding((*location, key), f"each {key} once", got)
         else:
             first[same] = document.line((*location, key))

@@ -1,6 +1,6 @@
-"""A YAML file as plain values, with where each of them stands and what is wrong with the file, but no secret of it.
+"""A YAML file as plain values, with the place of each and the problems of the file, but none of its secrets.
 
-A value that stands below a key named like a secret, or that looks like one, is never repeated in a message.
+A value below a key named like a secret, or one that looks like a secret, is never repeated in a message.
 """
 
 import difflib
@@ -89,7 +89,7 @@ _BUILT_IN = {
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a node stands: its path for people, and its line."""
+    """Place of a node: its path for people, and its line."""
 
     path: str
     line: int
@@ -100,7 +100,7 @@ class _Place:
 
 
 class Document:
-    """The nodes of a YAML document as plain values, with where each stands and what is wrong with their structure.
+    """The nodes of a YAML document as plain values, with the place of each and the problems of their structure.
 
     `value` is made of dict, tuple, str, int, float, bool and None; a node that aliases repeat is built once. `problems`
     are pairs of a line and a text.
@@ -130,15 +130,15 @@ class Document:
         return self._find(location)[0].line
 
     def describe(self, location: Location) -> str:
-        """Return what stands at `location`, as far as it may be shown."""
+        """Return a description of the value at `location`, as far as it may be shown."""
         return self._describe(self._find(location)[1])
 
     def is_scalar(self, location: Location) -> bool:
-        """Return whether a text, number or boolean stands at `location`, neither a list nor a mapping."""
+        """Return whether the value at `location` is a text, number or boolean, not a list or a mapping."""
         return isinstance(self._find(location)[1], yaml.ScalarNode)
 
     def is_cut(self, location: Location) -> bool:
-        """Return whether a text without quotes stands at `location` and a comment after it, which may belong to it."""
+        """Return whether an unquoted text is at `location`, followed by a comment that may belong to it."""
         node = self._find(location)[1]
         if not isinstance(node, yaml.ScalarNode) or node.style in {"'", '"', "|", ">"}:
             return False
@@ -209,9 +209,7 @@ class Document:
                 continue
             where = self._below(place, name, key)
             if name in lines:
-                self.problems.append(
-                    where.problem("each key once", f"it again; it stands in line {lines[name]} already")
-                )
+                self.problems.append(where.problem("each key once", f"it again; it is in line {lines[name]} already"))
                 continue
             lines[name] = where.line
             if key.tag == _MERGE:
@@ -339,7 +337,7 @@ def _secret_nodes(root: yaml.Node | None) -> frozenset[int]:
 
 
 def names_secret(name: object) -> bool:
-    """Return whether a key is named like a secret, so that what stands below it is not to be shown."""
+    """Return whether a key is named like a secret, so that the value below it must not be shown."""
     return isinstance(name, str) and _SECRET_NAME.search(name) is not None
 
 

@@ -1,7 +1,7 @@
 """`braze-exporter check`: polls every campaign once and reports what works, what fails and how to fix it.
 
-Config ─ ask ─► Checked, one of each workspace ─► findings ─┬─ lines ───► for people
-                                                            └─ as_json ─► for scripts
+Config ─ poll_once ─► Checked, one of each workspace ─► diagnoses ┬─ lines ───► for people
+                                                                  └─ as_json ─► for scripts
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Outcome:
     """Result of one campaign: a response or a failure, neither where it was not polled."""
 
     campaign: Campaign
-    answer: DataSeries | None = None
+    response: DataSeries | None = None
     failure: Failure | None = None
 
 
@@ -102,7 +102,7 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     """One thing that works (`ok`), fails, or is a note (None), and advice about it."""
 
     ok: bool | None
@@ -117,7 +117,7 @@ def check(flags: argparse.Namespace, _: Surroundings) -> int:
         loaded = configuration.load(flags.config_file, os.environ)
         progress = Progress(sys.stderr, time.monotonic)
         try:
-            checks = ask(loaded, environ=os.environ, clock=system_clock(), progress=progress.show)
+            checks = poll_once(loaded, environ=os.environ, clock=system_clock(), progress=progress.show)
         finally:
             progress.clear()
     except ConfigError as error:
@@ -138,7 +138,7 @@ def _json(report: dict[str, object]) -> str:
     return json.dumps(report, indent=2)
 
 
-def ask(
+def poll_once(
     config: Config, *, environ: Mapping[str, str], clock: Clock, progress: Callable[[int, int], None]
 ) -> tuple[Checked, ...]:
     """Poll one campaign of each workspace and then, unless its failure concerns all of them, the others.
@@ -153,13 +153,13 @@ def ask(
     done = 0
     checked = []
     for workspace in config.workspaces:
-        asking = _Asking(workspace, config.poll, environ, clock)
-        checked.append(asking.run(lambda count, done=done: progress(done + count, total)))  # type: ignore[misc]
+        polls = _WorkspaceRound(workspace, config.poll, environ, clock)
+        checked.append(polls.run(lambda count, done=done: progress(done + count, total)))  # type: ignore[misc]
         done += len(workspace.campaigns)
     return tuple(checked)
 
 
-class _Asking:
+class _WorkspaceRound:
     """One workspace's campaigns while they are polled, with as many threads as requests may be in flight."""
 
     def __init__(self, workspace: Workspace, poll: Poll, environ: Mapping[str, str], clock: Clock) -> None:
@@ -223,7 +223,7 @@ class _Asking:
                     campaign = waiting.popleft()
                 except IndexError:  # another thread was faster
                     return
-                self._outcomes[campaign.id] = outcome = self._ask(campaign, permit)
+                self._outcomes[campaign.id] = outcome = self._poll_one(campaign, permit)
                 whole = outcome.failure is not None and outcome.failure.reason in _WHOLE_WORKSPACE
                 self._in_a_row = self._in_a_row + 1 if whole else 0
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
@@ -231,7 +231,7 @@ class _Asking:
             self._stopped.set()
 
     def _permit(self) -> Permit | None:
-        """Wait for leave to ask; None where there is no use in asking."""
+        """Wait for a permit; None when the rest is to be skipped."""
         limiter = self._client.limiter(DATA_SERIES.api)
         while not (limiter.paused or self._in_a_row >= _GIVE_UP or self._stopped.is_set()):
             permit = limiter.acquire(self._clock.monotonic())
@@ -240,64 +240,64 @@ class _Asking:
             self._stopped.wait(min(permit, _LOOK))
         return None
 
-    def _ask(self, campaign: Campaign, permit: Permit) -> Outcome:
+    def _poll_one(self, campaign: Campaign, permit: Permit) -> Outcome:
         try:
             received = self._client.request(DATA_SERIES.api, campaign.id, poll=self._poll, permit=permit)
-            return Outcome(campaign, answer=self._client.read(received, samples=SAMPLES))
+            return Outcome(campaign, response=self._client.read(received, samples=SAMPLES))
         except BrazeError as error:
             return Outcome(campaign, failure=Failure(error.reason, str(error)))
 
 
-def findings(checked: Checked, environ: Mapping[str, str]) -> tuple[Finding, ...]:
-    """Return the findings about a workspace as a whole. Pure."""
+def diagnoses(checked: Checked, environ: Mapping[str, str]) -> tuple[Diagnosis, ...]:
+    """Return the diagnoses about a workspace as a whole. Pure."""
     failures = [outcome.failure for outcome in checked.outcomes if outcome.failure is not None]
-    answers = [outcome.answer for outcome in checked.outcomes if outcome.answer is not None]
-    found: list[Finding] = []
-    if answers:
-        found.append(Finding(ok=True, text="Braze accepts the key, and it may read campaigns.data_series"))
-        found.extend(_newest_day(answers, checked))
+    responses = [outcome.response for outcome in checked.outcomes if outcome.response is not None]
+    found: list[Diagnosis] = []
+    if responses:
+        found.append(Diagnosis(ok=True, text="Braze accepts the key, and it may read campaigns.data_series"))
+        found.extend(_newest_day(responses, checked))
     for reason in dict.fromkeys(failure.reason for failure in failures):
         details = dict.fromkeys(failure.detail for failure in failures if failure.reason is reason)
         of_one = next(iter(details)) if len(details) == 1 else f"{len(details)} different responses, see above"
         count = sum(failure.reason is reason for failure in failures)
         text = f"{_counted(count)}: {_words(reason)}: {of_one}"
-        found.append(Finding(ok=False, text=text, advice=tuple(_advice(reason, checked, environ))))
-    left = len(checked.outcomes) - len(failures) - len(answers)
+        found.append(Diagnosis(ok=False, text=text, advice=tuple(_advice(reason, checked, environ))))
+    left = len(checked.outcomes) - len(failures) - len(responses)
     if left:
-        found.append(Finding(ok=False, text=f"{_counted(left)} skipped: the same failure is expected"))
-    skipped = [answer for answer in answers if answer.skipped]
+        found.append(Diagnosis(ok=False, text=f"{_counted(left)} skipped: the same failure is expected"))
+    skipped = [response for response in responses if response.skipped]
     if skipped:
         text = (
             f"{_counted(len(skipped))} with parts that are not of the documented form, such as {skipped[0].skipped[0]}"
         )
-        found.append(Finding(ok=None, text=text, advice=("The rest is exposed. Please report it.",)))
-    no_numbers = dict.fromkeys(name for answer in answers for name in answer.no_numbers)
+        found.append(Diagnosis(ok=None, text=text, advice=("The rest is exposed. Please report it.",)))
+    no_numbers = dict.fromkeys(name for response in responses for name in response.no_numbers)
     if no_numbers:
         text = f"statistics that are no numbers and are skipped: {', '.join([*no_numbers][:EXAMPLES])}"
-        found.append(Finding(ok=None, text=text, advice=("Braze documents them as numbers. Please report it.",)))
+        found.append(Diagnosis(ok=None, text=text, advice=("Braze documents them as numbers. Please report it.",)))
     found.extend(_rate_limit(checked.statistics))
     return tuple(found)
 
 
 def works(checked: Checked, environ: Mapping[str, str]) -> bool:
     """Tell whether nothing of a workspace fails. Pure."""
-    return all(finding.ok is not False for finding in findings(checked, environ))
+    return all(diagnosis.ok is not False for diagnosis in diagnoses(checked, environ))
 
 
 def lines(checks: Sequence[Checked], environ: Mapping[str, str]) -> Iterator[str]:
     """Yield the report for people. Pure."""
     for checked in checks:
         yield f"Workspace {_shown(checked.workspace.name)} at {_where(checked.workspace)}"
-        yield from _table([outcome for outcome in checked.outcomes if _is_asked(outcome)])
+        yield from _table([outcome for outcome in checked.outcomes if _is_polled(outcome)])
         yield ""
-        for finding in findings(checked, environ):
-            mark = {True: "ok", False: "FAILED", None: "note"}[finding.ok]
-            yield f"  {mark:8}{finding.text}"
-            for advice in finding.advice:
+        for diagnosis in diagnoses(checked, environ):
+            mark = {True: "ok", False: "FAILED", None: "note"}[diagnosis.ok]
+            yield f"  {mark:8}{diagnosis.text}"
+            for advice in diagnosis.advice:
                 yield from textwrap.wrap(advice, _LINE, initial_indent=_INDENT, subsequent_indent=f"{_INDENT}  ")
         yield ""
     outcomes = [outcome for checked in checks for outcome in checked.outcomes]
-    well = sum(outcome.answer is not None for outcome in outcomes)
+    well = sum(outcome.response is not None for outcome in outcomes)
     yield f"{well:,} of {_counted(len(outcomes))} can be polled."
 
 
@@ -314,22 +314,22 @@ def _workspace_json(checked: Checked, environ: Mapping[str, str]) -> dict[str, o
         "endpoint": checked.workspace.endpoint,
         "ok": works(checked, environ),
         "timezone": checked.workspace.timezone.key,
-        "newest_day": _iso(_newest(outcome.answer for outcome in checked.outcomes)),
+        "newest_day": _iso(_newest(outcome.response for outcome in checked.outcomes)),
         "rate_limit": limits.rate_limit,
         "rate_limit_remaining": limits.rate_limit_remaining,
         "rate_limit_reset": limits.rate_limit_reset,
         "findings": [
-            {"ok": finding.ok, "text": finding.text, "advice": list(finding.advice)}
-            for finding in findings(checked, environ)
+            {"ok": diagnosis.ok, "text": diagnosis.text, "advice": list(diagnosis.advice)}
+            for diagnosis in diagnoses(checked, environ)
         ],
         "campaigns": [
             {
                 "id": outcome.campaign.id,
                 "name": outcome.campaign.name,
-                "asked": _is_asked(outcome),
-                "ok": outcome.answer is not None,
-                "newest_day": _iso(_newest([outcome.answer])),
-                "skipped": list(outcome.answer.skipped) if outcome.answer is not None else [],
+                "asked": _is_polled(outcome),
+                "ok": outcome.response is not None,
+                "newest_day": _iso(_newest([outcome.response])),
+                "skipped": list(outcome.response.skipped) if outcome.response is not None else [],
                 "reason": outcome.failure.reason.value if outcome.failure is not None else None,
                 "detail": outcome.failure.detail if outcome.failure is not None else None,
             }
@@ -338,8 +338,8 @@ def _workspace_json(checked: Checked, environ: Mapping[str, str]) -> dict[str, o
     }
 
 
-def _newest(answers: Iterable[DataSeries | None]) -> date | None:
-    days = (answer.latest.date for answer in answers if answer is not None and answer.latest is not None)
+def _newest(responses: Iterable[DataSeries | None]) -> date | None:
+    days = (response.latest.date for response in responses if response is not None and response.latest is not None)
     return max(days, default=None)
 
 
@@ -347,21 +347,21 @@ def _iso(day: date | None) -> str | None:
     return None if day is None else day.isoformat()
 
 
-def _newest_day(answers: Sequence[DataSeries], checked: Checked) -> Iterator[Finding]:
+def _newest_day(responses: Sequence[DataSeries], checked: Checked) -> Iterator[Diagnosis]:
     """Yield what the newest day of all says about the time zone."""
-    newest = _newest(answers)
+    newest = _newest(responses)
     zone = checked.workspace.timezone
     if newest is None:
-        yield Finding(ok=None, text="no campaign has any day, so the time zone cannot be verified")
+        yield Diagnosis(ok=None, text="no campaign has any day, so the time zone cannot be verified")
         return
-    # The answers came around a midnight, perhaps.
+    # The responses may have come around midnight.
     days = [datetime.fromtimestamp(moment, zone).date() for moment in (checked.began_at, checked.ended_at)]
     span, zones = _fitting(newest, checked.ended_at)
     fitting = f"it is that day {span}, for example in {zones}"
     if newest in days:
-        yield Finding(ok=True, text=f"the newest day is {newest}, today in {zone.key}, as now {span}")
+        yield Diagnosis(ok=True, text=f"the newest day is {newest}, today in {zone.key}, as now {span}")
     elif newest > days[1]:
-        yield Finding(
+        yield Diagnosis(
             ok=False,
             text=f"the newest day is {newest}, which has not begun in {zone.key}",
             advice=(
@@ -370,7 +370,7 @@ def _newest_day(answers: Sequence[DataSeries], checked: Checked) -> Iterator[Fin
             ),
         )
     elif newest == days[0] - timedelta(days=1):
-        yield Finding(
+        yield Diagnosis(
             ok=None,
             text=f"the newest day is {newest}, yesterday in {zone.key}",
             advice=(
@@ -380,7 +380,7 @@ def _newest_day(answers: Sequence[DataSeries], checked: Checked) -> Iterator[Fin
             ),
         )
     else:
-        yield Finding(
+        yield Diagnosis(
             ok=None,
             text=f"the newest day is {newest}, {(days[0] - newest).days} days before today in {zone.key}",
             advice=("No time zone explains that. Look at the campaigns in Braze's dashboard, and at this clock.",),
@@ -402,12 +402,12 @@ def _offset(offset: timedelta) -> str:
     return f"UTC{'-' if offset < timedelta() else '+'}{hours:02}:{minutes:02}"
 
 
-def _rate_limit(statistics: ApiStatistics) -> Iterator[Finding]:
+def _rate_limit(statistics: ApiStatistics) -> Iterator[Diagnosis]:
     if statistics.rate_limit is not None and statistics.rate_limit_remaining is not None:
         text = (
             f"{statistics.rate_limit_remaining:,.0f} of {statistics.rate_limit:,.0f} requests are left in this window"
         )
-        yield Finding(ok=None, text=text)
+        yield Diagnosis(ok=None, text=text)
 
 
 def _advice(reason: Reason, checked: Checked, environ: Mapping[str, str]) -> Iterator[str]:
@@ -423,7 +423,7 @@ def _advice(reason: Reason, checked: Checked, environ: Mapping[str, str]) -> Ite
             yield "Braze may see the address of a proxy or a gateway, not this machine's own."
         case Reason.BAD_REQUEST:
             yield "The API identifier is on the campaign's details page. Canvases have such identifiers, too."
-            if not any(outcome.answer is not None for outcome in checked.outcomes):
+            if not any(outcome.response is not None for outcome in checked.outcomes):
                 yield "As no campaign works, the key is perhaps that of another workspace."
         case Reason.NOT_FOUND | Reason.REDIRECT | Reason.BAD_PAYLOAD:
             yield from _proxies(environ)
@@ -450,9 +450,9 @@ def _key_source(workspace: Workspace) -> str:
 
 
 def _hosts(checked: Checked) -> Iterator[str]:
-    """Name Braze's instances, unless one of them has answered for a campaign or a simulator is polled."""
+    """Name Braze's instances, unless a campaign has succeeded or a simulator is polled."""
     host = urlsplit(checked.workspace.endpoint).hostname or ""
-    if not is_loopback(host) and not any(outcome.answer is not None for outcome in checked.outcomes):
+    if not is_loopback(host) and not any(outcome.response is not None for outcome in checked.outcomes):
         yield f"Braze's instances: {', '.join(f'{name} {host}' for name, host in INSTANCES.items())}."
 
 
@@ -492,15 +492,15 @@ def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield f"  {'  '.join(padded)}  {last}"
 
 
-def _is_asked(outcome: Outcome) -> bool:
-    return outcome.answer is not None or outcome.failure is not None
+def _is_polled(outcome: Outcome) -> bool:
+    return outcome.response is not None or outcome.failure is not None
 
 
 def _row(outcome: Outcome) -> tuple[str, str, str, str]:
     name = _name(outcome)
     if outcome.failure is not None:
         return "FAILED", name, outcome.campaign.id, f"{_words(outcome.failure.reason)}: {outcome.failure.detail}"
-    if (day := outcome.answer.latest if outcome.answer else None) is None:
+    if (day := outcome.response.latest if outcome.response else None) is None:
         return "ok", name, outcome.campaign.id, "no days: Braze has no numbers of it"
     return "ok", name, outcome.campaign.id, f"newest day {day.date}, rows: {len(day.variations)}"
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from exporter.system.command import Surroundings
 
 _DEMO = """\
-A simulated Braze answers on {braze}, and the exporter polls it every five seconds.
+A simulated Braze listens on {braze}, and the exporter polls it every five seconds.
 
   metrics      {url}{path}
   overview     {url}/
@@ -86,10 +86,10 @@ def simulate(flags: argparse.Namespace, _: Surroundings) -> int:
         source = "api_key_env: BRAZE_API_KEY"
         if flags.api_key_file:
             source = f"api_key_file: {_quoted(str(flags.api_key_file.resolve()))}"
-        lines = [f"# A simulated Braze answers on {braze.url}. A configuration that polls it:"]
+        lines = [f"# A simulated Braze listens on {braze.url}. A configuration that polls it:"]
         if not flags.api_key_file:
             lines.append(f"# (with BRAZE_API_KEY={SIMULATED_KEY} in the environment)")
-        with contextlib.suppress(CommandError):  # it answers, whether anybody reads this or not
+        with contextlib.suppress(CommandError):  # it serves, whether anybody reads this or not
             print_lines([*lines, _configuration(braze, source, flags.timezone)])
         while True:  # until a signal ends the process
             time.sleep(3600)

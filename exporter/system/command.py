@@ -21,7 +21,7 @@ class Surroundings:
     errors: Output
 
     def on_stop(self, stop: Callable[[], None]) -> None:
-        """Call `stop` from now on when a signal asks for the end."""
+        """Call `stop` from now on when a signal stops the command."""
         if self.signals is not None:
             self.signals.on_stop = stop
 

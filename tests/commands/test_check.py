@@ -17,7 +17,7 @@ import pytest
 from exporter.braze.counters import ApiStatistics
 from exporter.braze.data_series import DataSeries, Day, Variation
 from exporter.braze.errors import Reason
-from exporter.commands.check import Checked, Outcome, as_json, findings, lines, works
+from exporter.commands.check import Checked, Outcome, as_json, diagnoses, lines, works
 from exporter.config import INSTANCES, Campaign, Workspace
 from exporter.simulator.server import Body, Fault, Hang, Simulator, Status
 from exporter.state import Failure
@@ -48,7 +48,7 @@ def checked(
     campaigns = [
         Outcome(
             campaign,
-            answer=outcome if isinstance(outcome, DataSeries) else None,
+            response=outcome if isinstance(outcome, DataSeries) else None,
             failure=outcome if isinstance(outcome, Failure) else None,
         )
         for campaign, outcome in zip(CAMPAIGNS, outcomes, strict=False)
@@ -61,7 +61,7 @@ def found(given: Checked, environ: Mapping[str, str] | None = None) -> str:
     """Return the findings as one text."""
     marks = {True: "ok", False: "FAILED", None: "note"}
     texts = [
-        f"{marks[finding.ok]} {finding.text} {' '.join(finding.advice)}" for finding in findings(given, environ or {})
+        f"{marks[finding.ok]} {finding.text} {' '.join(finding.advice)}" for finding in diagnoses(given, environ or {})
     ]
     return "\n".join(texts)
 
@@ -128,7 +128,7 @@ def test_every_reason_is_explained(reason: Reason) -> None:
     """Whatever fails, there is what it usually means and what to do."""
     given = checked(Failure(reason, "the detail"), None)
 
-    (failure, left) = findings(given, {})
+    (failure, left) = diagnoses(given, {})
     assert failure.text == f"1 campaign: {reason.value.replace('_', ' ')}: the detail"
     assert "What to do: " in failure.advice[0]
     assert (left.ok, left.text) == (False, "1 campaign skipped: the same failure is expected")
@@ -419,7 +419,7 @@ def test_a_wrong_configuration(tmp_path: Path) -> None:
     result, script = check(file), check(file, "--json")
 
     assert (result.returncode, result.stdout) == (1, "")
-    assert "that is the id in the dashboard's address; the API identifier stands on the" in result.stderr
+    assert "that is the id in the dashboard's address; the API identifier is on the" in result.stderr
     report = json.loads(script.stdout)
     assert (script.returncode, report["ok"], report["workspaces"]) == (1, False, [])
     assert "".join(f"{problem}\n" for problem in report["problems"]) == result.stderr
