@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Generic
 
@@ -15,6 +16,7 @@ from exporter.braze.api_key import ApiKey
 from exporter.braze.counters import Counters
 from exporter.braze.decoding import DecodingError, DecodingLocks, TooManyValues, Turn, decoded
 from exporter.braze.errors import UNEXPECTED, BrazeError, PayloadError, RateLimited, Reason, log_traceback
+from exporter.braze.foreign_body import described
 from exporter.braze.rate_limiter import LONGEST_PAUSE, LONGEST_WAIT, Permit, RateLimiter, back_off, requested_wait
 from exporter.braze.transport import NotConnected, NotDecoded, NotTrusted, TimedOut, TooLarge, Transport, TransportError
 from exporter.config import MOST_CONCURRENCY, read_api_key
@@ -42,6 +44,7 @@ class Received(Generic[Parsed_co]):
     api: Api[Parsed_co]
     campaign_id: str
     body: bytes
+    content_type: str
     turn: Turn
 
 
@@ -137,8 +140,8 @@ class Client:
             BrazeError: with the reason of the last of at most three attempts within `poll.timeout`.
 
         """
-        body, turn = self._send(api, api.target(campaign_id, poll), permit, poll.timeout)
-        return Received(api, campaign_id, body, turn)
+        reply, turn = self._send(api, api.target(campaign_id, poll), permit, poll.timeout)
+        return Received(api, campaign_id, reply.body, reply.headers.get("Content-Type", ""), turn)
 
     def read(self, received: Received[Parsed_co], *, samples: int) -> Parsed_co:
         """Return the content of a response, at most `samples` samples of it; a response is read once.
@@ -154,7 +157,10 @@ class Client:
                 parsed = received.api.parse(decoded(body), samples)
             except TooManyValues as error:
                 failure = BrazeError(Reason.TOO_LARGE, str(error))
-            except (DecodingError, PayloadError) as error:
+            except DecodingError:
+                found = described(body, received.content_type, partial(_may_be_key, self.secrets))
+                failure = BrazeError(Reason.BAD_PAYLOAD, f"expected JSON, got {found}")
+            except PayloadError as error:
                 failure = BrazeError(Reason.BAD_PAYLOAD, str(error))
             except Exception as error:  # noqa: BLE001 - see above
                 log_traceback(self.workspace.name, received.campaign_id, error)
@@ -171,7 +177,7 @@ class Client:
         self._stopped.set()
         self._transport.close()
 
-    def _send(self, api: Api[object], target: str, permit: Permit, timeout: float) -> tuple[bytes, Turn]:
+    def _send(self, api: Api[object], target: str, permit: Permit, timeout: float) -> tuple[Reply, Turn]:
         """Send a request, at most three times, each time with a permit of the API's rate limiter."""
         limiter = self.limiter(api)
         deadline = self._monotonic() + timeout
@@ -193,16 +199,19 @@ class Client:
                 return response
         raise AssertionError("the last attempt returns or raises")
 
-    def _attempt(self, api: str, target: str, permit: Permit, deadline: float) -> tuple[bytes, Turn]:
+    def _attempt(self, api: str, target: str, permit: Permit, deadline: float) -> tuple[Reply, Turn]:
         key = self._key.get(fresh=permit.probe)
         turn = Turn(self._decoding_locks)
         try:
-            return _body(self._reply(api, target, key, deadline, turn), self.secrets, self._wall()), turn
+            reply = self._reply(api, target, key, deadline, turn)
+            _check_status(reply, self.secrets, self._wall())
         except BrazeError as error:
             turn.end()
             self.counters.count_failure(api, error.reason)
             if error.reason is not Reason.UNAUTHORIZED or key == self._key.used[-1]:
                 raise
+        else:
+            return reply, turn
         return self._attempt(api, target, permit, deadline)  # the key was replaced meanwhile, the new one is untested
 
     def _reply(self, api: str, target: str, key: str, deadline: float, turn: Turn) -> Reply:
@@ -271,11 +280,11 @@ _CLASS_REASONS = {3: Reason.REDIRECT, 4: Reason.BAD_REQUEST, 5: Reason.SERVER_ER
 """By the hundreds of the status, for those that have no reason of their own."""
 
 
-def _body(reply: Reply, keys: Sequence[str], now: float) -> bytes:
-    """Return the body of a success; raise the error that any other status code means, whatever the body."""
+def _check_status(reply: Reply, keys: Sequence[str], now: float) -> None:
+    """Raise the error that any status code but 200 means, whatever the body."""
     status = reply.status
     if status == HTTPStatus.OK:
-        return reply.body
+        return
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         raise RateLimited("Braze responded with 429: too many requests", requested_wait(reply.headers, now))
     detail = f"Braze responded with {status}"
@@ -292,13 +301,17 @@ def _message(body: bytes, keys: Sequence[str]) -> str:
     except (ValueError, RecursionError):
         return ""
     message = fields.get("message") if isinstance(fields, dict) else None
-    if not isinstance(message, str) or not message or any(_holds_part_of(key, message) for key in keys):
+    if not isinstance(message, str) or not message or _may_be_key(keys, message):
         return ""
     shown = "".join(character if character.isprintable() else " " for character in message[:_MESSAGE_LENGTH])
     return f": {shown}"
 
 
-def _holds_part_of(key: str, text: str) -> bool:
-    """Return whether the text contains any eight characters of the key in a row, in any case."""
-    key, text, length = key.lower(), text.lower(), min(8, len(key))
-    return any(key[start : start + length] in text for start in range(len(key) - length + 1))
+def _may_be_key(keys: Sequence[str], text: str) -> bool:
+    """Return whether the text contains any eight characters of a key in a row, in any case."""
+    text = text.lower()
+    for key in map(str.lower, keys):
+        length = min(8, len(key))
+        if any(key[start : start + length] in text for start in range(len(key) - length + 1)):
+            return True
+    return False

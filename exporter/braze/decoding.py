@@ -49,7 +49,7 @@ def decoded(body: bytes) -> object:
         return _loaded(body)
     except (ValueError, RecursionError):
         pass  # what is raised here would refer to the body
-    raise DecodingError(f"expected JSON, got {len(body)} bytes of something else")
+    raise DecodingError("expected JSON, got something else")
 
 
 def _is_too_much(body: bytes) -> bool:

@@ -14,7 +14,7 @@ from random import Random
 import pytest
 
 from exporter.braze.api import Api, RateLimit
-from exporter.braze.client import Client, _body
+from exporter.braze.client import Client, _check_status
 from exporter.braze.data_series import SAMPLES, DataSeries
 from exporter.braze.decoding import DecodingLocks
 from exporter.braze.errors import BrazeError, RateLimited, Reason, log_traceback
@@ -67,7 +67,7 @@ KEY = "simulated-braze-key"
 def error_in(status: int, body: bytes) -> BrazeError:
     """Return the error that an answer to a request with the key is."""
     with pytest.raises(BrazeError) as caught:
-        _body(Reply(status, {}, body), (KEY,), NOON)
+        _check_status(Reply(status, {}, body), (KEY,), NOON)
     return caught.value
 
 
@@ -314,6 +314,33 @@ def test_reasons_of_broken_answers(braze: Simulator, client: Client, fault: Faul
     assert caught.value.reason is reason
     assert len(str(caught.value)) < 80
     assert "Busy" not in str(caught.value)
+
+
+@server
+@pytest.mark.parametrize(
+    ("body", "content_type", "received"),
+    [
+        pytest.param(
+            b"<html><title>Access denied</title>",
+            "text/html; charset=utf-8",
+            "34 bytes of text/html with the title 'Access denied'",
+            id="a page",
+        ),
+        pytest.param(
+            f"<title>No {KEY}</title>".encode(), "text/html", "37 bytes of text/html", id="a key in the title"
+        ),
+        pytest.param(b"", f"text/{KEY}", "an empty body", id="a key in the type"),
+    ],
+)
+def test_a_body_that_is_not_json_is_described(
+    braze: Simulator, client: Client, body: bytes, content_type: str, received: str
+) -> None:
+    """The error names type, size and a page's title, and never a part of the key."""
+    braze.misbehave(Body(body, content_type))
+    with pytest.raises(BrazeError) as caught:
+        ask(client)
+
+    assert str(caught.value) == f"expected JSON, got {received}"
 
 
 @server

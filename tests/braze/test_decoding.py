@@ -52,7 +52,7 @@ def test_bodies_that_are_not_json(body: bytes) -> None:
     with pytest.raises(DecodingError) as caught:
         decoded(body)
 
-    assert str(caught.value) == f"expected JSON, got {len(body)} bytes of something else"
+    assert str(caught.value) == "expected JSON, got something else"
     assert caught.value.__context__ is None
 
 

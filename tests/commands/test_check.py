@@ -345,7 +345,7 @@ def test_trouble_of_one_campaign(braze: Simulator, tmp_path: Path) -> None:
     assert (
         f"{unknown.id}  bad request: Braze responded with 400: campaign_id must be a string of the campaign" in table[0]
     )
-    assert f"{odd.id}  bad payload: expected JSON, got 6 bytes of something else" in table[1]
+    assert f"{odd.id}  bad payload: expected JSON, got 6 bytes of application/json" in table[1]
 
 
 @server
