@@ -333,14 +333,16 @@ def slices(pieces: Iterable[bytes]) -> Iterator[bytes | memoryview]:
     joined: list[bytes] = []
     size = 0
     for piece in pieces:
-        if joined and size + len(piece) > _SLICE:
-            yield b"".join(joined)
-            joined, size = [], 0
-        if len(piece) > _SLICE:
-            view = memoryview(piece)
-            yield from (view[start : start + _SLICE] for start in range(0, len(piece), _SLICE))
-        else:
+        size += len(piece)
+        if size > _SLICE:
+            if joined:
+                yield b"".join(joined)
+            joined, size = [], len(piece)
+        if size <= _SLICE:
             joined.append(piece)
-            size += len(piece)
+            continue
+        view = memoryview(piece)
+        yield from (view[start : start + _SLICE] for start in range(0, size, _SLICE))
+        size = 0
     if joined:
         yield b"".join(joined)
