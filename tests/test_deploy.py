@@ -358,7 +358,7 @@ def defaults_of_code() -> tuple[str, str]:
     """Return the port and the path of metrics that the exporter has by default."""
     said = run(sys.executable, "-m", "exporter", "--help")
     (port,) = re.findall(r"default:\s+:(\d+),\s+all", said)
-    (path,) = re.findall(r"where the metrics are \(default: (\S+)\)", said)
+    (path,) = re.findall(r"path\s+of\s+the\s+metrics \(default: (\S+)\)", said)
     return port, path
 
 
