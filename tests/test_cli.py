@@ -139,8 +139,8 @@ def test_health_port_in_use(tmp_path: Path, run: Run) -> None:
     ("content", "expected"),
     [
         (None, "--api-key-file: expected a file that can be read: No such file or directory\n"),
-        (b" \n", "--api-key-file: expected a file that holds a key in ASCII\n"),
-        (b"schl\xfcssel", "--api-key-file: expected a file that holds a key in ASCII\n"),
+        (b" \n", "--api-key-file: expected a file with a key in ASCII\n"),
+        (b"schl\xfcssel", "--api-key-file: expected a file with a key in ASCII\n"),
     ],
 )
 def test_simulate_with_a_bad_key(content: bytes | None, expected: str, tmp_path: Path, run: Run) -> None:

@@ -169,7 +169,8 @@ def test_a_hung_file(tmp_path: Path, volume: Volume) -> None:
         config.load(tmp_path / "config.yaml", {}, budget=Budget(0.05, files=Files(volume.open)))
 
     assert str(caught.value) == (
-        f"{tmp_path}/config.yaml: expected a file that can be read, got 'the file system does not answer within 0.05 s'"
+        f"{tmp_path}/config.yaml: expected a file that can be read, "
+        "got 'the file system does not respond within 0.05 s'"
     )
 
 
@@ -188,7 +189,7 @@ def test_hung_keys(tmp_path: Path, volume: Volume) -> None:
 
     assert [problem.partition(": ")[2] for problem in caught.value.problems] == [
         f"workspaces[{number}].api_key_file: expected a file with an API key, got one that cannot be read "
-        "(the file system does not answer within 3 s)"
+        "(the file system does not respond within 3 s)"
         for number in range(20)
     ]
     assert volume.opened == [file, tmp_path / "key-0"]
@@ -199,7 +200,7 @@ def test_a_hung_key_in_use(tmp_path: Path, volume: Volume) -> None:
     volume.hung = {tmp_path / MARKER}
     budget = Budget(0.05, files=Files(volume.open))
 
-    with pytest.raises(ConfigError, match=r"does not answer within 0\.05 s") as caught:
+    with pytest.raises(ConfigError, match=r"does not respond within 0\.05 s") as caught:
         config.read_api_key(workspace(api_key_file=tmp_path / MARKER), {}, read=budget.read)
 
     assert MARKER not in str(caught.value)

@@ -338,7 +338,7 @@ def test_a_file_that_hangs(tmp_path: Path, volume: Volume, caplog: pytest.LogCap
     in_force, successful = configuration.current, configuration.successful
     volume.answer()
 
-    assert hung == f"{file}: expected a file that can be read, got 'the file system does not answer within 0.05 s'"
+    assert hung == f"{file}: expected a file that can be read, got 'the file system does not respond within 0.05 s'"
     assert (in_force, successful) == (with_main(), False)
     assert [record.message for record in caplog.records] == ["reload failed, keeping the previous configuration"]
     assert reloads.request().result(10) is None

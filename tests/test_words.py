@@ -36,10 +36,11 @@ ALLOWED = {
     ("docs/runbooks.md", "ask"): "recipients ask for messages",
     ("docs/runbooks.md", "answered"): "recipients answer a text message",
     ("exporter/catalogue.py", "asked"): "as in docs/metrics.md",
+    ("exporter/commands/check.py", "asked"): "a key of the JSON that scripts read",
 }
 """Files in which a word is right, with the reason."""
 
-BEING_REWRITTEN = ("exporter/", "grafana/", "deploy/prometheus/")
+BEING_REWRITTEN = ("grafana/", "deploy/prometheus/")
 
 DOCUMENTS = ("*.md", "docs/*.md", "deploy/**/README.md", "grafana/**/README.md")
 FILES = some(

@@ -120,7 +120,7 @@ def _key(file: Path) -> str:
     except UnicodeDecodeError:
         key = ""
     if not key:
-        raise CommandError("--api-key-file: expected a file that holds a key in ASCII")
+        raise CommandError("--api-key-file: expected a file with a key in ASCII")
     return key
 
 

@@ -161,7 +161,7 @@ def _open(path: Path) -> int:
 
 
 def _not_answering(timeout: float) -> TimeoutError:
-    return TimeoutError(errno.ETIMEDOUT, f"the file system does not answer within {timeout:g} s")
+    return TimeoutError(errno.ETIMEDOUT, f"the file system does not respond within {timeout:g} s")
 
 
 _FILES = Files(_open)

@@ -84,7 +84,7 @@ def _one_of(known: Mapping[str, object], what: str = "") -> BeforeValidator:
 def _client_auth(value: object) -> object:
     if value in _UNVERIFIED:
         what = f"one of {', '.join(_CLIENT_AUTH)}"
-        raise expected(what, f"{value}; Python's ssl cannot ask for a certificate without verifying it")
+        raise expected(what, f"{value}; Python's ssl cannot request a certificate without verifying it")
     return "NoClientCert" if value == "" else value
 
 

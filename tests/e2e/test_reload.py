@@ -156,7 +156,7 @@ def test_a_file_that_hangs(tmp_path: Path, braze: Simulator) -> None:
 
     assert scrapes == [True] * 5
     assert while_scraped
-    assert (status, "does not answer within 5 s" in text) == (500, True)
+    assert (status, "does not respond within 5 s" in text) == (500, True)
     assert samples == {SUCCESSFUL: "0.0"}
     assert ended == 0
 

@@ -17,7 +17,7 @@ from exporter.system.files import Budget, Files, Watch, digests
 from tests.support.servers import eventually
 from tests.support.system import Volume
 
-HUNG = "the file system does not answer within"
+HUNG = "the file system does not respond within"
 
 
 def open_files(path: Path | None = None) -> int:

@@ -136,7 +136,7 @@ BAD = [
 
 REFUSED = [
     *(
-        (f"tls_server_config: {{{TLS}, client_auth_type: {name}}}", f"got {name}; Python's ssl cannot ask for a")
+        (f"tls_server_config: {{{TLS}, client_auth_type: {name}}}", f"got {name}; Python's ssl cannot request a")
         for name in ("RequestClientCert", "RequireAnyClientCert", "RequireClientCert")
     ),
     ("rate_limit: {interval: 1s, burst: 1}", "rate_limit: expected no rate_limit, as this exporter limits no rates"),
@@ -715,7 +715,7 @@ def test_a_hung_volume(write: Written, tmp_path: Path, volume: Volume, caplog: p
     (record,) = caplog.records
     assert vars(record)["error"] == (
         f"{tmp_path}/web.yml:1: tls_server_config.key_file: expected a file with the certificate's private key, "
-        "got one that cannot be read (the file system does not answer within 1 s)"
+        "got one that cannot be read (the file system does not respond within 1 s)"
     )
     assert refreshed(watched).successful
     assert [*watched.current.users] == ["alice"]
