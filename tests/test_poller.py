@@ -329,7 +329,8 @@ def test_rate_limited(headers: dict[str, str], wait: float, tmp_path: Path) -> N
 
     assert later[0] - closed >= wait - 0.05
     assert later[1] - later[0] >= 0.29, "a second request while the probe was under way"
-    assert all(second - first >= 0.05 for first, second in itertools.pairwise(later[1:])), "faster than paced"
+    # A tenth of a second apart; one that a busy machine delays comes close to the next.
+    assert later[-1] - later[1] >= 0.05 * (len(later) - 2) > 0, "faster than paced"
 
 
 def test_rate_limited_again_and_again(tmp_path: Path, braze: Simulator) -> None:
