@@ -20,6 +20,7 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "event": "A",
         "job": ".+",
         "__interval": "5m",
+        "__range": "30d",
         "__rate_interval": "4m",
     }
 )

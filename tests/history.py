@@ -1,9 +1,11 @@
 """Weeks of what the exporter would have shown of the simulated world, in a Prometheus that answers at once."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -26,6 +28,10 @@ CAMPAIGNS: Mapping[str, tuple[CampaignModel, ...]] = {
     "europe": campaign_models(12),
     "america": campaign_models(3, seed=2),
 }
+
+RULES = ROOT / "deploy/prometheus/rules"
+# In labels as text, with the comma behind it.
+_NAME = re.compile(r'campaign_name="(?:[^"\\]|\\.)*",?')
 
 # The first pod was replaced here, and since then there are two replicas.
 _REPLACED = NOW - timedelta(days=2, hours=3)
@@ -52,7 +58,8 @@ ALERTS_FOR_STATE{{{_ALERT}}} 1762600000
 @contextmanager
 def remembering_prometheus(promtool: Path, folder: Path) -> Iterator[Prometheus]:
     """Run the Prometheus that stands beside promtool, with all that it would have scraped from FIRST to NOW."""
-    write_history(promtool, (line for moment in _moments() for line in _scrape(moment)), folder)
+    scraped = (line for moment in _moments() for line in _scrape(moment))
+    write_history(promtool, (*scraped, *recorded_days()), folder)
     with running_prometheus(promtool.with_name("prometheus"), "global: {}", folder) as prometheus:
         yield prometheus
 
@@ -75,10 +82,57 @@ def polled(workspace: str, zone: ZoneInfo, campaign: CampaignModel, now: float) 
     )
 
 
+def recorded_day(state: CampaignState, time: float) -> Iterator[str]:
+    """Yield what is recorded of a campaign's previous day, as the rules do and an import would: lines of OpenMetrics.
+
+    `time` is the Unix time of recording.
+    """
+    day = state.previous
+    if day is None:
+        return
+    weekday = f'weekday="{day.date.isoweekday() % 7}"'
+    ids = f'workspace="{state.workspace}",campaign_id="{state.campaign_id}"'
+    names = {f"braze_previous_day_{name}": f"{level}:braze_previous_day_{name}:day" for level, name in _of_days()}
+    volume: dict[str, float] = {}
+    for metric, text in render(day_rows(state)).items():
+        if metric not in names:
+            continue
+        for line in text.decode().splitlines():
+            series, _, value = line.rpartition(" ")
+            labels = _NAME.sub("", series.partition("{")[2].removesuffix("}"))
+            yield f"{names[metric]}{{{labels},{weekday}}} {value} {time:.0f}\n"
+            if metric.endswith("_message_sent") or (metric.endswith("_message_impressions") and labels not in volume):
+                volume[labels] = float(value)
+    yield f"campaign:braze_previous_day_message_volume:day{{{ids},{weekday}}} {sum(volume.values())} {time:.0f}\n"
+    midnight = datetime.combine(day.date, datetime.min.time(), UTC).timestamp()
+    name = state.campaign_name.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    yield f'campaign:braze_campaign_name:date{{{ids},campaign_name="{name}"}} {midnight:.0f} {time:.0f}\n'
+    yield f"campaign:braze_recorded_day:date{{{ids}}} {midnight:.0f} {time:.0f}\n"
+
+
+@cache
+def _of_days() -> tuple[tuple[str, str], ...]:
+    """Return the level and the statistic of each metric that is recorded for each complete day."""
+    (group,) = yaml.safe_load((RULES / "braze-days.yml").read_text(encoding="utf-8"))["groups"]
+    recorded = (re.fullmatch(r"(\w+):braze_previous_day_(\w+):day", rule["record"]) for rule in group["rules"])
+    return tuple((match[1], match[2]) for match in recorded if match and match[2] != "message_volume")
+
+
 def comparison_rules() -> dict[str, str]:
     """Return the expressions of the rules that compare variations, by the name they are recorded under, in order."""
-    (group,) = yaml.safe_load((ROOT / "deploy/prometheus/rules/braze-ab.yml").read_text(encoding="utf-8"))["groups"]
+    (group,) = yaml.safe_load((RULES / "braze-ab.yml").read_text(encoding="utf-8"))["groups"]
     return {rule["record"]: rule["expr"] for rule in group["rules"]}
+
+
+def recorded_days() -> Iterator[str]:
+    """Yield what is recorded of all complete days, six hours after the end of each in its zone."""
+    for workspace, name in ZONES.items():
+        zone = ZoneInfo(name)
+        midnight = FIRST.astimezone(zone).replace(hour=0) + timedelta(days=2)
+        while (six := midnight.astimezone(UTC) + timedelta(hours=6)) <= NOW:
+            for campaign in CAMPAIGNS[workspace]:
+                yield from recorded_day(polled(workspace, zone, campaign, six.timestamp()), six.timestamp())
+            midnight += timedelta(days=1)
 
 
 def _moments() -> list[datetime]:

@@ -287,7 +287,9 @@ def _expanded(name: str) -> str:
     rules = comparison_rules()
 
     def expand(expression: str) -> str:
-        return re.sub(r"\w+:\w+:\w+", lambda match: f"({expand(rules[match[0]])})", expression)
+        return re.sub(
+            r"\w+:\w+:\w+", lambda match: f"({expand(rules[match[0]])})" if match[0] in rules else match[0], expression
+        )
 
     return expand(name)
 

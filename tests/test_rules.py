@@ -275,10 +275,10 @@ class Fault:
 
 
 # Alerts are judged once an hour here, so each fires an hour after its cause and is kept an hour after that. Yesterday
-# is judged from two hours after midnight until the next midnight, and days are counted at noon.
+# is judged from two hours after midnight until the next midnight, and days are counted from 06:00 on.
 BAD_DAY = (at(36, 3), at(37, 1))
-THREE_DAYS = (at(36, 13), at(39, 13))
-SEVEN_DAYS = (at(30, 13), at(37, 13))
+THREE_DAYS = (at(36, 7), at(39, 7))
+SEVEN_DAYS = (at(30, 7), at(37, 7))
 
 
 # What day 36 and those around it are compared with: Thursday to Saturday and some hours. More would only cost time.
@@ -341,8 +341,7 @@ VOLUME_FAULTS = [
         (Campaign(name="Silent autumn", days=daily(USUAL, day_36=SILENT), zone=Zone(2, 35, -1), seen=TWINS),),
         (
             Fires("BrazeNothingSent", at(36, 9), at(37), ("10k",)),
-            # At 23:00 the twin of the running day has begun already.
-            Fires("BrazeNothingSentYesterday", at(37, 2), at(37, 23), ("10k",)),
+            Fires("BrazeNothingSentYesterday", at(37, 2), at(38), ("10k",)),
         ),
     ),
     Fault(
@@ -642,7 +641,7 @@ FAILURE_FAULTS = [
                 ),
             ),
             (
-                Fires("BrazeEmailSpamRateHigh", at(30, 13), at(33, 13), (of_three, "0.1%")),
+                Fires("BrazeEmailSpamRateHigh", at(30, 7), at(33, 7), (of_three, "0.1%")),
                 *(
                     Fires(alert, *SEVEN_DAYS, (of_seven,), {"workspace": workspace})
                     for alert in ("BrazeWorkspaceSpamRateHigh", "BrazeWorkspaceSpamRateCritical")[
@@ -892,7 +891,7 @@ WORLD = (*HEALTHY_WORLD, *FAULTS)
 )
 def test_six_weeks(promtool: Path, tmp_path: Path, file: str, remembered: int, world: Sequence[Fault]) -> None:
     """In each hour of two weeks exactly the expected alerts fire, with the expected texts when they begin."""
-    names = ("braze-thresholds", "braze-campaigns", file)
+    names = ("braze-thresholds", "braze-campaigns", "braze-days", file)
     files = [PROMETHEUS / "overrides.example.yml", *(RULES / f"{name}.yml" for name in names)]
     alerts = {name for name in ALERTS if f"- alert: {name}\n" in files[-1].read_text(encoding="utf-8")}
     expected = [

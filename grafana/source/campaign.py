@@ -34,7 +34,7 @@ from grafana.source.panels import (
     table_panel,
     time_series,
 )
-from grafana.source.promql import CAMPAIGN, EMAIL, EVENT, SMS, VARIATION, Selection, total
+from grafana.source.promql import CAMPAIGN, EMAIL, EVENT, SMS, VARIATION, Selection, ratio, total
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -358,7 +358,11 @@ def _variations() -> tuple[dashboard.Panel, ...]:
             ),
             Query(
                 "{{channel}} {{variation_name}}",
-                CHOSEN.daily_ratio(ROWS, YESTERDAY("conversions", EVENT), YESTERDAY("unique_recipients"), least=50),
+                ratio(
+                    CHOSEN.days("message_conversions", ROWS, EVENT),
+                    CHOSEN.days("message_unique_recipients", ROWS),
+                    least=50,
+                ),
             ),
             look=Look("points and lines"),
         ),
@@ -406,7 +410,7 @@ def _history() -> tuple[dashboard.Panel, ...]:
                 interval="1d",
                 least=0,
             ),
-            Query("{{channel}}", CHOSEN.daily(("channel",), CHOSEN.volume_yesterday())),
+            Query("{{channel}}", CHOSEN.days_volume(("channel",))),
             look=Look("bars", stacked=True),
         ),
         time_series(
@@ -420,7 +424,7 @@ def _history() -> tuple[dashboard.Panel, ...]:
                 least=0,
             ),
             *(
-                Query(name, CHOSEN.daily_ratio((), YESTERDAY(one, EMAIL), YESTERDAY(other, EMAIL), least=100))
+                Query(name, CHOSEN.days_ratio((), f"message_{one}", f"message_{other}", EMAIL, least=100))
                 for name, (one, other) in rates.items()
             ),
             look=Look("points and lines"),
@@ -434,8 +438,8 @@ def _history() -> tuple[dashboard.Panel, ...]:
                 interval="1d",
                 least=0,
             ),
-            Query("conversions", CHOSEN.daily((), CHOSEN.campaign_yesterday("conversions", EVENT))),
-            Query("revenue", CHOSEN.daily((), CHOSEN.campaign_yesterday("revenue_dollars"))),
+            Query("conversions", CHOSEN.days("campaign_conversions", (), EVENT)),
+            Query("revenue", CHOSEN.days("campaign_revenue_dollars", ())),
             look=Look(
                 "bars",
                 overrides=(

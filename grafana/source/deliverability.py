@@ -57,8 +57,10 @@ def deliverability() -> dashboard.Dashboard:
 
 
 def _email_now() -> tuple[dashboard.Panel, ...]:
-    reports, sends = YESTERDAY("reported_spam", EMAIL), YESTERDAY("sent", EMAIL)
-    enough = f"{CHOSEN.week_of_days(CAMPAIGN, reports)} >= 5"
+    def rate(by: tuple[str, ...]) -> str:
+        return ratio(_week("message_reported_spam", by), _week("message_sent", by), least=1000)
+
+    enough = f"{_week('message_reported_spam', CAMPAIGN)} >= 5"
     return (
         stat_panel(
             Panel(
@@ -85,7 +87,7 @@ def _email_now() -> tuple[dashboard.Panel, ...]:
             ),
             Query(
                 "{{workspace}}",
-                ratio(CHOSEN.week_of_days(WORKSPACE, reports), CHOSEN.week_of_days(WORKSPACE, sends), least=1000),
+                rate(WORKSPACE),
             ),
         ),
         stat_panel(
@@ -111,8 +113,7 @@ def _email_now() -> tuple[dashboard.Panel, ...]:
             Column("Reports", enough),
             share_column(
                 "Rate",
-                f"{ratio(CHOSEN.week_of_days(CAMPAIGN, reports), CHOSEN.week_of_days(CAMPAIGN, sends), least=1000)}"
-                f"\nand {enough}",
+                f"{rate(CAMPAIGN)}\nand {enough}",
                 decimals=3,
                 steps=SPAM,
             ),
@@ -144,7 +145,7 @@ def _email_by_day() -> tuple[dashboard.Panel, ...]:
             ),
             Query(
                 "{{workspace}}",
-                CHOSEN.daily_ratio(WORKSPACE, YESTERDAY(one, EMAIL), YESTERDAY(other, EMAIL), least=1000),
+                CHOSEN.days_ratio(WORKSPACE, f"message_{one}", f"message_{other}", EMAIL, least=1000),
             ),
             look=Look("points and lines", threshold_lines=True),
         )
@@ -171,7 +172,9 @@ def _bouncing_now() -> dashboard.Panel:
 
 
 def _text_messages() -> tuple[dashboard.Panel, ...]:
-    failures = f"({YESTERDAY('rejected', SMS)}\n+ {YESTERDAY('delivery_failed', SMS)})"
+    rejected, failed, sent = (
+        CHOSEN.days(f"message_{name}", WORKSPACE, SMS) for name in ("rejected", "delivery_failed", "sent")
+    )
     return (
         time_series(
             Panel(
@@ -184,7 +187,7 @@ def _text_messages() -> tuple[dashboard.Panel, ...]:
                 least=0,
                 width=8,
             ),
-            Query("{{workspace}}", CHOSEN.daily_ratio(WORKSPACE, failures, YESTERDAY("sent", SMS), least=100)),
+            Query("{{workspace}}", ratio(f"({rejected}\n+ {failed})", sent, least=100)),
             look=Look("points and lines", threshold_lines=True),
         ),
         _worst("SMS opt-out rate yesterday", "Opt-outs", "opt_out", SMS, "text messages", OPT_OUTS),
@@ -240,6 +243,10 @@ def _push_and_webhooks() -> tuple[dashboard.Panel, ...]:
             look=Look("bars", stacked=True),
         ),
     )
+
+
+def _week(statistic: str, by: tuple[str, ...]) -> str:
+    return CHOSEN.sum_of_days(statistic, by, 7, EMAIL)
 
 
 def _worst_hour(statistic: str, matcher: str) -> Query:

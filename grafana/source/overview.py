@@ -305,9 +305,9 @@ def _changes() -> tuple[dashboard.Panel, ...]:
 
 
 def _history() -> tuple[dashboard.Panel, ...]:
+    revenue = CHOSEN.days("campaign_revenue_dollars", CAMPAIGN)
     # The same ten for the whole time: a choice for each day would be a new line each day.
-    best = highest(10, f"max_over_time(({REVENUE})[7d:6h] @ end())")
-    largest = f"and on (workspace, campaign_id) {best}"
+    largest = highest(10, CHOSEN.total_of_range("campaign_revenue_dollars", CAMPAIGN))
     return (
         time_series(
             Panel(
@@ -335,7 +335,7 @@ def _history() -> tuple[dashboard.Panel, ...]:
                 width=24,
                 height=10,
             ),
-            Query("{{channel}}", CHOSEN.daily(("channel",), YESTERDAY("sent"))),
+            Query("{{channel}}", CHOSEN.days("message_sent", ("channel",))),
             look=Look("bars", stacked=True, calculations=("sum", "mean")),
         ),
         time_series(
@@ -347,21 +347,23 @@ def _history() -> tuple[dashboard.Panel, ...]:
                 least=0,
                 height=10,
             ),
-            Query("{{workspace}}", CHOSEN.daily(("workspace",), CHOSEN.campaign_yesterday("conversions", EVENT))),
+            Query("{{workspace}}", CHOSEN.days("campaign_conversions", ("workspace",), EVENT)),
             look=Look("bars", stacked=True),
         ),
         time_series(
             Panel(
                 "Revenue per day by campaign",
-                "Revenue that Braze attributes to each campaign, of the ten with the most on a day of the last week. "
-                "Not stacked: windows of campaigns overlap, and a stack would claim a total. All channels.",
+                "Revenue that Braze attributes to each campaign, of the ten with the most in the time shown, and of all "
+                "others together. Not stacked: windows of campaigns overlap, and a stack would claim a total. All "
+                "channels.",
                 "No campaign reports revenue on a complete day yet.",
                 unit="currencyUSD",
                 interval="1d",
                 least=0,
                 height=10,
             ),
-            Query("{{campaign_name}}", CHOSEN.named(f"{CHOSEN.daily(CAMPAIGN, REVENUE)}\n{largest}")),
+            Query("{{campaign_name}}", CHOSEN.named(f"{revenue}\nand on (workspace, campaign_id) {largest}")),
+            Query("all others", total(f"{revenue}\nunless on (workspace, campaign_id) {largest}")),
             look=Look("points and lines", calculations=("sum",)),
         ),
     )

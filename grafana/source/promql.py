@@ -24,6 +24,8 @@ WEBHOOK = 'channel="webhook"'
 EVENT = 'conversion_event="$event"'
 
 _ON_CAMPAIGN = "on (workspace, campaign_id)"
+# The weekday of the day that begins at this midnight, of a viewer from -10 to below +14 hours.
+_DRAWN = 'count_values("weekday", day_of_week(vector(time() + 50399)))'
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,6 @@ class Selection:
         """Keep campaigns whose day has not changed within the span."""
         return f"{expression}\nand {_ON_CAMPAIGN} ({self.day()} == {self.day(offset=span)})"
 
-    def settled(self, expression: str) -> str:
-        """Keep the one full hour of each day in which the workspace's day is six to seven hours old."""
-        return f"{expression}\nand {_ON_CAMPAIGN} (time() - {self.day()} >= 21600 < 25200)"
-
     def statistics_yesterday(self, by: tuple[str, ...], named: Iterable[tuple[str, str, tuple[str, ...]]]) -> str:
         """Several statistics of the previous day in one answer, told apart by the label `statistic`.
 
@@ -135,21 +133,31 @@ class Selection:
         ]
         return ratio(*parts, least=least)
 
-    def daily(self, by: tuple[str, ...], expression: str) -> str:
-        """One value for each complete day at the midnight it began, for a step of a day.
+    def days(self, statistic: str, by: tuple[str, ...], *matchers: str) -> str:
+        """Sum of a statistic that is recorded for each complete day, such as `message_sent`: one for each day at its midnight.
 
-        It is the previous-day gauge as it was on the next day six hours after the workspace's midnight: exact for
-        dashboards up to twelve hours of time zone away. 23h59m holds 24 points in Prometheus 2 and in 3.
+        A day is recorded on the day after or the one after that, with its weekday: a range of four days around that
+        time holds one day of this weekday at most. Exact for workspaces from -10 to +14 hours and for dashboards from
+        -10 to below +14 hours.
         """
-        return f"sum_over_time(({total(self.settled(expression), by)})[23h59m:1h] offset -42h)"
+        return total(self._drawn(statistic, matchers), by)
 
-    def daily_ratio(self, by: tuple[str, ...], numerator: str, denominator: str, *, least: int) -> str:
-        """Ratio of two expressions for each complete day."""
-        return ratio(self.daily(by, numerator), self.daily(by, denominator), least=least)
+    def days_ratio(self, by: tuple[str, ...], numerator: str, denominator: str, *matchers: str, least: int) -> str:
+        """Ratio of two such statistics for each complete day."""
+        return ratio(self.days(numerator, by, *matchers), self.days(denominator, by, *matchers), least=least)
 
-    def week_of_days(self, by: tuple[str, ...], expression: str) -> str:
-        """Sum of the previous-day gauge over seven complete days."""
-        return total(f"sum_over_time(({self.settled(expression)})[7d:1h])", by)
+    def days_volume(self, by: tuple[str, ...]) -> str:
+        """Messages of each complete day: sends, and impressions of rows that have no sends."""
+        sent, impressions = (self._drawn(f"message_{one}", ()) for one in ("sent", "impressions"))
+        return total(f"{sent}\nor {impressions}", by)
+
+    def total_of_range(self, statistic: str, by: tuple[str, ...], *matchers: str) -> str:
+        """Sum of such a statistic over the complete days of the time range shown, the same at all times in it."""
+        return total(f"sum_over_time({self._of_days(statistic, matchers)}[$__range] @ end())", by)
+
+    def sum_of_days(self, statistic: str, by: tuple[str, ...], days: int, *matchers: str) -> str:
+        """Sum of such a statistic over so many complete days."""
+        return total(f"sum_over_time({self._of_days(statistic, matchers)}[{days}d])", by)
 
     def four_weeks(self) -> str:
         """Volume of each campaign at this time of the same weekday in the last four weeks, with the label `week`."""
@@ -164,19 +172,41 @@ class Selection:
         return self.of_last_day(self.volume(offset=offset), offset=offset)
 
     def named(self, expression: str) -> str:
-        """Add the campaign's present name to an expression by workspace and campaign, and perhaps others."""
+        """Add the campaign's name to an expression by workspace and campaign, and perhaps others.
+
+        It is the one at the end of the time range, the last known one of a campaign that is gone since, and the id
+        where there is none: no value is lost.
+        """
+        present = f"group by (workspace, campaign_id, campaign_name) (braze_campaign_up{{{self.campaigns}}} @ end())"
+        recorded = f"last_over_time(campaign:braze_campaign_name:date{{{self.campaigns}}}[$__range] @ end())"
         names = (
-            "topk by (workspace, campaign_id) (1,"
-            f" group by (workspace, campaign_id, campaign_name) (braze_campaign_up{{{self.campaigns}}}))"
+            f"(topk by (workspace, campaign_id) (1, {present})\nor {_ON_CAMPAIGN} group by (workspace, campaign_id,"
+            f" campaign_name) (topk by (workspace, campaign_id) (1, {recorded})))"
         )
-        return f"({expression})\n* {_ON_CAMPAIGN} group_left (campaign_name) {names}"
+        return (
+            f"({expression})\n* {_ON_CAMPAIGN} group_left (campaign_name) {names}\n"
+            f'or label_join(({expression})\nunless {_ON_CAMPAIGN} {names}, "campaign_name", "", "campaign_id")'
+        )
 
     def _of_variations(self, metric: str, matchers: tuple[str, ...], offset: str) -> str:
-        chosen = self.variations
+        return f"max by ({', '.join(VARIATION)}) ({self._chosen(metric, matchers)}{_offset(offset)})"
+
+    def _drawn(self, statistic: str, matchers: tuple[str, ...]) -> str:
+        return f"(last_over_time({self._of_days(statistic, matchers)}[4d] offset -100h) and on (weekday) {_DRAWN})"
+
+    def _of_days(self, statistic: str, matchers: tuple[str, ...]) -> str:
+        of_variations = statistic.startswith("message_") and statistic != "message_volume"
+        level = "variation" if of_variations else "campaign"
+        return self._chosen(f"{level}:braze_previous_day_{statistic}:day", matchers)
+
+    def _chosen(self, name: str, matchers: tuple[str, ...]) -> str:
+        """Return a selector; campaigns' own series have no variations to choose from."""
+        chosen = (
+            self.variations if name.startswith(("variation:", "braze_message_", "braze_previous_day_message_")) else ()
+        )
         if any(matcher.startswith("channel") for matcher in matchers):
             chosen = tuple(matcher for matcher in chosen if not matcher.startswith("channel"))
-        series = f"{metric}{{{','.join((self.campaigns, *chosen, *matchers))}}}{_offset(offset)}"
-        return f"max by ({', '.join(VARIATION)}) ({series})"
+        return f"{name}{{{','.join((self.campaigns, *chosen, *matchers))}}}"
 
     def _day_series(self, at: str = "", offset: str = "") -> str:
         return f"braze_campaign_day_timestamp_seconds{{{self.campaigns}}}{at}{_offset(offset)}"
