@@ -93,7 +93,7 @@ KIRITIMATI = Gauge('braze_workspace_info{workspace="Kiritimati",timezone="Pacifi
 
 def test_zones_and_clock_changes(promtool: Path, tmp_path: Path) -> None:
     """Each day has its own number in all zones, of workspaces and of viewers, and over clock changes both ways."""
-    world = [*(sends(name, zone=zone) for name, zone in ZONES.items()), KIRITIMATI]
+    world: list[Campaign | Gauge] = [*(sends(name, zone=zone) for name, zone in ZONES.items()), KIRITIMATI]
     expected = {day: dict.fromkeys(ZONES, 1_000.0 + 10 * day) for day in range(1, 6)}
 
     assert shown(promtool, tmp_path, world, expected, viewers=(-10, -5, 0, 5.5, 13.75)) == ""

@@ -353,8 +353,8 @@ def _history() -> tuple[dashboard.Panel, ...]:
         time_series(
             Panel(
                 "Revenue per day by campaign",
-                "Revenue that Braze attributes to each campaign, of the ten with the most in the time shown, and of all "
-                "others together. Not stacked: windows of campaigns overlap, and a stack would claim a total. All "
+                "Revenue that Braze attributes to each campaign, of the ten with the most in the time shown, and of "
+                "all others together. Not stacked: windows of campaigns overlap, and a stack would claim a total. All "
                 "channels.",
                 "No campaign reports revenue on a complete day yet.",
                 unit="currencyUSD",

@@ -134,7 +134,7 @@ class Selection:
         return ratio(*parts, least=least)
 
     def days(self, statistic: str, by: tuple[str, ...], *matchers: str) -> str:
-        """Sum of a statistic that is recorded for each complete day, such as `message_sent`: one for each day at its midnight.
+        """Sum of a statistic of complete days, such as `message_sent`: one for each day at its midnight.
 
         A day is recorded on the day after or the one after that, with its weekday: a range of four days around that
         time holds one day of this weekday at most. Exact for workspaces from -10 to +14 hours and for dashboards from
