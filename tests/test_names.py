@@ -1,4 +1,4 @@
-"""What rules, dashboards and runbooks read exists: raw series in the exporter's catalogue, recorded ones in the rules."""
+"""What rules, dashboards and runbooks read exists in the catalogue of the exporter or among the recorded series."""
 
 import re
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def _parts(pattern: str) -> list[str]:
 
 
 def test_every_series_that_is_read_exists() -> None:
-    """No rule, panel, variable or runbook reads a metric that the exporter does not have, or a series nobody records."""
+    """No rule, panel, variable or runbook reads a metric that nobody exports or a series that nobody records."""
     catalogue = {family.name for family in FAMILIES}
     known = catalogue | {f"{name}_bucket" for name in catalogue} | {rule["record"] for rule in RECORDED} | AWAITED
     read = {(where, name) for where, query in queries() for name in selected(query)}

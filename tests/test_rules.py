@@ -481,7 +481,7 @@ OVERRIDE_FAULTS = [
             ),
         ),
         (
-            Fires("BrazeVolumeOverLimit", at(36, 9), at(37), ("300k", "250k")),
+            Fires("BrazeVolumeOverLimit", at(36, 9), at(37, 1), ("300k", "250k")),
             Fires("BrazeVolumeHigh", at(36, 10), at(37, 1), ("300k", "10k")),
         ),
     ),
