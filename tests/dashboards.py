@@ -33,8 +33,14 @@ def read_dashboard(uid: str) -> Json:
 
 
 def panels(uid: str) -> list[Json]:
-    """Return the panels of a dashboard without its rows."""
-    return [panel for panel in as_list(read_dashboard(uid)["panels"]) if panel["type"] != "row"]
+    """Return the panels of a dashboard without its rows, with those of collapsed ones."""
+    return [panel for panel in everything(uid) if panel["type"] != "row"]
+
+
+def everything(uid: str) -> list[Json]:
+    """Return the rows and panels of a dashboard, those of collapsed rows behind their row."""
+    top = as_list(read_dashboard(uid)["panels"])
+    return [one for panel in top for one in (panel, *as_list(panel.get("panels", [])))]
 
 
 def panel_queries(uid: str) -> Iterator[tuple[Json, str]]:

@@ -1,7 +1,8 @@
 """Weeks of what the exporter would have shown of the simulated world, in a Prometheus that answers at once."""
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from exporter.exposition import render
 from exporter.metrics import day_rows, exporter_rows, status_rows, workspace_rows
 from exporter.model import parse_data_series
 from exporter.poller import CampaignState, WorkspaceState
-from exporter.simulator import CONTROL_GROUP, CampaignModel, campaign_models, data_series
+from exporter.simulator import CampaignModel, campaign_models, data_series
 from tests.servers import ROOT, Prometheus, running_prometheus, write_history
 
 NOW = datetime(2025, 11, 8, 15, tzinfo=UTC)
@@ -60,6 +61,7 @@ def remembering_prometheus(promtool: Path, folder: Path) -> Iterator[Prometheus]
     """Run the Prometheus that stands beside promtool, with all that it would have scraped from FIRST to NOW."""
     scraped = (line for moment in _moments() for line in _scrape(moment))
     write_history(promtool, (*scraped, *recorded_days()), folder)
+    record_rules(promtool, folder, (NOW - timedelta(hours=1), NOW))
     with running_prometheus(promtool.with_name("prometheus"), "global: {}", folder) as prometheus:
         yield prometheus
 
@@ -118,10 +120,39 @@ def _of_days() -> tuple[tuple[str, str], ...]:
     return tuple((match[1], match[2]) for match in recorded if match and match[2] != "message_volume")
 
 
-def comparison_rules() -> dict[str, str]:
-    """Return the expressions of the rules that compare variations, by the name they are recorded under, in order."""
-    (group,) = yaml.safe_load((RULES / "braze-ab.yml").read_text(encoding="utf-8"))["groups"]
-    return {rule["record"]: rule["expr"] for rule in group["rules"]}
+def record_rules(promtool: Path, folder: Path, moments: Sequence[datetime]) -> None:
+    """Add to a Prometheus' data what the rules would have recorded at these times, without those of days.
+
+    A rule is evaluated when all that it reads is there. So Prometheus starts anew for each level of them.
+    """
+    pending = [
+        rule
+        for path in sorted(RULES.glob("*.yml"))
+        for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]
+        for rule in group["rules"]
+        if "record" in rule and group["name"] != "braze-days"
+    ]
+    while pending:
+        missing = {rule["record"] for rule in pending}
+        level = [rule for rule in pending if not missing & set(re.findall(r"\w+:\w+(?::\w+)?", rule["expr"]))]
+        assert level, missing
+        with running_prometheus(promtool.with_name("prometheus"), "global: {}", folder) as server:
+            lines = [line for rule in level for moment in moments for line in _evaluated(server, rule, moment)]
+        write_history(promtool, lines, folder)
+        pending = [rule for rule in pending if rule not in level]
+
+
+def _evaluated(server: Prometheus, rule: Mapping[str, object], moment: datetime) -> Iterator[str]:
+    """Yield what a rule records at a time."""
+    own = rule.get("labels", {})
+    assert isinstance(own, dict)
+    time = f"{moment.timestamp():.0f}"
+    data = server.ask("query", query=str(rule["expr"]), time=time)
+    assert isinstance(data, dict)
+    for series in data["result"]:
+        labels = {name: text for name, text in (series["metric"] | own).items() if name != "__name__"}
+        pairs = ",".join(f"{name}={json.dumps(text, ensure_ascii=False)}" for name, text in labels.items())
+        yield f"{rule['record']}{{{pairs}}} {series['value'][1]} {time}\n"
 
 
 def recorded_days() -> Iterator[str]:
@@ -162,32 +193,6 @@ def _scrape(moment: datetime) -> Iterator[str]:
             yield f'{name}{{job="braze",instance="{instance}"{rest} {value} {time}\n'
     if moment == NOW:
         yield from (f"{line} {time}\n" for line in _ALERTS.splitlines())
-        yield from _recorded(moment - timedelta(minutes=14))
-
-
-def _recorded(moment: datetime) -> Iterator[str]:
-    """Yield what the rules would have recorded of four variations at their last evaluation: numbers without meaning.
-
-    B is compared with the control group, C has not enough data for it, and the campaign of D has no control group.
-    """
-    campaign, other = ('workspace="europe",campaign_id="1",channel="email"', 'workspace="europe",campaign_id="2"')
-    compared, control = (f'{campaign},variation_id="{name}",variation_name="{name}"' for name in ("B", CONTROL_GROUP))
-    unequalled = (
-        f'{campaign},variation_id="C",variation_name="C"',
-        f'{other},channel="ios_push",variation_id="D",variation_name="D"',
-    )
-    for name in comparison_rules():
-        if name.startswith("control_group:"):
-            shown: tuple[str, ...] = (campaign,)
-        elif name == "variation:braze_control_group:group":
-            shown = (control,)
-        elif ":sum28d" in name or ":ratio28d" in name:
-            shown = (compared, control, *unequalled)
-        else:
-            shown = (compared,)
-        event = ',conversion_event="A"' if "conversions" in name else ""
-        for labels in shown:
-            yield f"{name}{{{labels}{event}}} 2 {moment.timestamp():.0f}\n"
 
 
 def _exposition(moment: datetime) -> Iterator[str]:

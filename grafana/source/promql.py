@@ -123,16 +123,6 @@ class Selection:
         either = f"({within})\nor ({across})"
         return f"clamp_min({total(either, by)}, 0)"
 
-    def last_hour_ratio(self, by: tuple[str, ...], numerator: str, denominator: str, matcher: str, least: int) -> str:
-        """Ratio of two statistics' increases over the last hour, where both lie within one day."""
-        parts = [
-            total(
-                self.unbroken(f"({self.message(one, matcher)}\n- {self.message(one, matcher, offset='1h')})", "1h"), by
-            )
-            for one in (numerator, denominator)
-        ]
-        return ratio(*parts, least=least)
-
     def days(self, statistic: str, by: tuple[str, ...], *matchers: str) -> str:
         """Sum of a statistic of complete days, such as `message_sent`: one for each day at its midnight.
 
@@ -154,6 +144,31 @@ class Selection:
     def total_of_range(self, statistic: str, by: tuple[str, ...], *matchers: str) -> str:
         """Sum of such a statistic over the complete days of the time range shown, the same at all times in it."""
         return total(f"sum_over_time({self._of_days(statistic, matchers)}[$__range] @ end())", by)
+
+    def usual(self, statistic: str, *matchers: str) -> str:
+        """Median of such a statistic of yesterday's weekday in the four weeks before, all campaigns together."""
+        weeks = [self._week_before(self._of_days(statistic, matchers), week) for week in range(1, 5)]
+        return "quantile(0.5, " + "\nor ".join(weeks) + ")"
+
+    def usual_volume(self) -> str:
+        """Return the same for messages: sends, and impressions of rows that have no sends."""
+        sent, impressions = (self._of_days(f"message_{one}", ()) for one in ("sent", "impressions"))
+        weeks = [self._week_before(sent, week, impressions) for week in range(1, 5)]
+        return "quantile(0.5, " + "\nor ".join(weeks) + ")"
+
+    def _week_before(self, series: str, week: int, otherwise: str = "") -> str:
+        """Total of a series of days on yesterday's weekday so many weeks ago, recorded within a day before or after."""
+        weekdays = f"group by (workspace, weekday) (campaign:braze_previous_day:weekday{{{self.campaigns}}})"
+        looked = [f"last_over_time({one}[2d] offset {7 * week - 1}d)" for one in (series, otherwise) if one]
+        return (
+            f"label_replace(sum(({' or '.join(looked)}) and on (workspace, weekday) {weekdays}),"
+            f' "week", "{week}", "", "")'
+        )
+
+    def rule(self, name: str, *matchers: str, by: tuple[str, ...] = CAMPAIGN) -> str:
+        """One value for each campaign of what the rules have recorded in the last minutes."""
+        selector = ",".join((self.campaigns, *matchers))
+        return f"max by ({', '.join(by)}) ({name}{{{selector}}})"
 
     def sum_of_days(self, statistic: str, by: tuple[str, ...], days: int, *matchers: str) -> str:
         """Sum of such a statistic over so many complete days."""
