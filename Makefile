@@ -7,7 +7,7 @@ VERSIONS := 3.11 3.12 3.13
 UNIT := "not server and not checker"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit servers programs checkers image dist dashboards manifests preview check format-check lint types format bench bench-rules lock upgrade clean
+.PHONY: help demo test unit servers programs checkers image dist dashboards manifests preview check format-check lint types format bench bench-rules bench-dashboards lock upgrade clean
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -71,6 +71,9 @@ bench: .venv/.dev programs ## compare scrapes, polls, starts and memory with wha
 
 bench-rules: .venv/.dev programs ## measure what the rules for Prometheus cost over 2,000 campaigns; takes a quarter of an hour
 	.venv/bin/python -m benchmarks.rules
+
+bench-dashboards: .venv/.dev programs ## measure how long the dashboards take to open over 2,000 campaigns; takes half an hour
+	.venv/bin/python -m benchmarks.dashboards
 
 lock: .venv/.dev ## write the lock files again after a change of the dependencies in pyproject.toml
 	$(COMPILE) pyproject.toml --output-file requirements.lock
