@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -61,7 +61,7 @@ def remembering_prometheus(promtool: Path, folder: Path) -> Iterator[Prometheus]
     """Run the Prometheus that stands beside promtool, with all that it would have scraped from FIRST to NOW."""
     scraped = (line for moment in _moments() for line in _scrape(moment))
     write_history(promtool, (*scraped, *recorded_days()), folder)
-    record_rules(promtool, folder, (NOW - timedelta(hours=1), NOW))
+    record_rules(promtool, folder, NOW - timedelta(hours=1), NOW, timedelta(hours=1))
     with running_prometheus(promtool.with_name("prometheus"), "global: {}", folder) as prometheus:
         yield prometheus
 
@@ -120,8 +120,8 @@ def _of_days() -> tuple[tuple[str, str], ...]:
     return tuple((match[1], match[2]) for match in recorded if match and match[2] != "message_volume")
 
 
-def record_rules(promtool: Path, folder: Path, moments: Sequence[datetime]) -> None:
-    """Add to a Prometheus' data what the rules would have recorded at these times, without those of days.
+def record_rules(promtool: Path, folder: Path, first: datetime, last: datetime, step: timedelta) -> None:
+    """Add to a Prometheus' data what the rules would have recorded between two times, without those of days.
 
     A rule is evaluated when all that it reads is there. So Prometheus starts anew for each level of them.
     """
@@ -137,22 +137,24 @@ def record_rules(promtool: Path, folder: Path, moments: Sequence[datetime]) -> N
         level = [rule for rule in pending if not missing & set(re.findall(r"\w+:\w+(?::\w+)?", rule["expr"]))]
         assert level, missing
         with running_prometheus(promtool.with_name("prometheus"), "global: {}", folder) as server:
-            lines = [line for rule in level for moment in moments for line in _evaluated(server, rule, moment)]
+            lines = [line for rule in level for line in _evaluated(server, rule, first, last, step)]
         write_history(promtool, lines, folder)
         pending = [rule for rule in pending if rule not in level]
 
 
-def _evaluated(server: Prometheus, rule: Mapping[str, object], moment: datetime) -> Iterator[str]:
-    """Yield what a rule records at a time."""
+def _evaluated(
+    server: Prometheus, rule: Mapping[str, object], first: datetime, last: datetime, step: timedelta
+) -> Iterator[str]:
+    """Yield what a rule records."""
     own = rule.get("labels", {})
     assert isinstance(own, dict)
-    time = f"{moment.timestamp():.0f}"
-    data = server.ask("query", query=str(rule["expr"]), time=time)
+    times = {"start": f"{first.timestamp():.0f}", "end": f"{last.timestamp():.0f}"}
+    data = server.ask("query_range", query=str(rule["expr"]), step=f"{step.total_seconds():.0f}", **times)
     assert isinstance(data, dict)
     for series in data["result"]:
         labels = {name: text for name, text in (series["metric"] | own).items() if name != "__name__"}
         pairs = ",".join(f"{name}={json.dumps(text, ensure_ascii=False)}" for name, text in labels.items())
-        yield f"{rule['record']}{{{pairs}}} {series['value'][1]} {time}\n"
+        yield from (f"{rule['record']}{{{pairs}}} {value} {time:.0f}\n" for time, value in series["values"])
 
 
 def recorded_days() -> Iterator[str]:

@@ -117,7 +117,7 @@ def campaign() -> dashboard.Dashboard:
             Row("Yesterday, complete, by channel", _yesterday()),
             Row("History", _history()),
             Row(
-                "Variations compared, the last 28 complete days (for campaigns of several)",
+                "Variations compared, the last 28 complete days",
                 _variations(),
                 collapsed=True,
             ),
@@ -319,8 +319,8 @@ def _variations() -> tuple[dashboard.Panel, ...]:
                 height=9,
             ),
             Column("Unique Recipients", counted_once(recipients)),
-            Column("Conversions", counted_once(recorded("sum28d"))),
-            share_column("Conversion Rate", counted_once(recorded("ratio28d")), decimals=2),
+            Column("Conversions", counted_once(recorded("sum28d")), width=105),
+            share_column("Conversion Rate", counted_once(recorded("ratio28d")), decimals=2, width=100),
             share_column("at least", counted_once(recorded("ratio28d_lower")), decimals=2),
             share_column("at most", counted_once(recorded("ratio28d_upper")), decimals=2),
             Column(
@@ -333,7 +333,7 @@ def _variations() -> tuple[dashboard.Panel, ...]:
             share_column("Lift", recorded("lift28d")),
             share_column("Lift, at least", recorded("lift28d_lower")),
             share_column("Lift, at most", recorded("lift28d_upper")),
-            share_column("Confidence", recorded("confidence28d"), most=(0.9995, ">99.9 %")),
+            share_column("Confidence", recorded("confidence28d"), most=(0.9995, ">99.9 %"), width=100),
             Column(
                 "Verdict",
                 recorded("verdict28d"),
@@ -346,9 +346,7 @@ def _variations() -> tuple[dashboard.Panel, ...]:
                 ),
                 width=150,
             ),
-            Column(
-                "Needs about so many more recipients", f"{recorded('needed28d')}\nand ({recorded('verdict28d')} == 0)"
-            ),
+            Column("More recipients needed, about", f"{recorded('needed28d')}\nand ({recorded('verdict28d')} == 0)"),
             labels=LABELS,
             hidden=("variation_id", "campaign_id", "workspace"),
         ),
@@ -356,7 +354,7 @@ def _variations() -> tuple[dashboard.Panel, ...]:
             Panel(
                 "Conversion rate by day and variation",
                 "Does the difference hold day after day? Conversions of event $event on the day / unique recipients "
-                "of the day. Blank below 50 recipients.",
+                "of the day, of the channel with the most. Blank below 50 recipients.",
                 "No variation had 50 recipients on a complete day and the conversion event chosen above.",
                 unit="percentunit",
                 interval="1d",
@@ -364,10 +362,10 @@ def _variations() -> tuple[dashboard.Panel, ...]:
                 width=16,
             ),
             Query(
-                "{{channel}} {{variation_name}}",
+                "{{variation_name}}",
                 ratio(
-                    CHOSEN.days("message_conversions", ROWS, EVENT),
-                    CHOSEN.days("message_unique_recipients", ROWS),
+                    _of_people(CHOSEN.days("message_conversions", ROWS, EVENT)),
+                    _of_people(CHOSEN.days("message_unique_recipients", ROWS)),
                     least=50,
                 ),
             ),
@@ -458,6 +456,7 @@ def _history() -> tuple[dashboard.Panel, ...]:
                 "No complete day yet.",
                 span="3d",
                 least=0,
+                width=24,
             ),
             Query("deliveries", total(YESTERDAY("delivered"))),
             Query(
@@ -467,6 +466,11 @@ def _history() -> tuple[dashboard.Panel, ...]:
             look=Look(overrides=(override("conversions by send time", custom__axisPlacement="right"),)),
         ),
     )
+
+
+def _of_people(expression: str) -> str:
+    """Count the people of a variation once, in the channel with the most."""
+    return f"max by (variation_id, variation_name) ({expression})"
 
 
 def _rates_per_day(

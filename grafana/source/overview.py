@@ -123,7 +123,7 @@ def _health() -> dashboard.Panel:
         ),
         selection=CHOSEN,
         labels={"reason": "Why"},
-        last=("reason",),
+        last=("reason", "workspace"),
         sort="Health",
         limit=200,
         words={"Why": REASONS},
@@ -132,7 +132,7 @@ def _health() -> dashboard.Panel:
 
 def _counted() -> dashboard.Panel:
     health = CHOSEN.rule("campaign:braze_campaign_health")
-    return bar_gauge(
+    return stat_panel(
         Panel(
             "Campaigns by health",
             "How many campaigns are red, yellow and green now.",
@@ -361,9 +361,9 @@ def _below_usual() -> dashboard.Panel:
             width=24,
             height=8,
         ),
-        share_column("Below usual by", f"({below}\n{expected}) > 0", decimals=0, width=_NUMBER + 30),
-        Column("Volume yesterday", f"{yesterday}\nand ({below} > 0)\n{expected}", width=_NUMBER + 30),
-        Column("Usual", f"{USUAL}\nand ({below} > 0)\n{expected}", width=_NUMBER + 30),
+        share_column("Below usual by", f"({below}\n{expected}) > 0", decimals=0),
+        Column("Volume yesterday", f"{yesterday}\nand ({below} > 0)\n{expected}"),
+        Column("Usual", f"{USUAL}\nand ({below} > 0)\n{expected}"),
         selection=CHOSEN,
         sort="Below usual by",
         limit=100,

@@ -199,8 +199,8 @@ class Selection:
             f" campaign_name) (topk by (workspace, campaign_id) (1, {recorded})))"
         )
         return (
-            f"({expression})\n* {_ON_CAMPAIGN} group_left (campaign_name) {names}\n"
-            f'or label_join(({expression})\nunless {_ON_CAMPAIGN} {names}, "campaign_name", "", "campaign_id")'
+            f"(({expression})\n* {_ON_CAMPAIGN} group_left (campaign_name) {names}\n"
+            f'or label_join(({expression})\nunless {_ON_CAMPAIGN} {names}, "campaign_name", "", "campaign_id"))'
         )
 
     def _of_variations(self, metric: str, matchers: tuple[str, ...], offset: str) -> str:
