@@ -2,10 +2,11 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from statistics import median
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -79,6 +80,20 @@ def test_deliveries_yesterday_are_a_share_of_the_sends_of_yesterday(prometheus_w
     ((_, rate),) = _instant(prometheus_with_history, query)
 
     assert rate == pytest.approx(_yesterday("email", "delivered") / _yesterday("email", "sent"))
+
+
+def test_yesterday_stands_against_the_same_weekday_of_four_weeks(prometheus_with_history: Prometheus) -> None:
+    """Volume and deliveries of yesterday, and how far they are from the median of the four weeks before."""
+    yesterday = date(2025, 11, 7)
+    weeks = [yesterday - timedelta(days=7 * week) for week in range(1, 5)]
+    for title, statistics in (("Volume yesterday", ("sent", "impressions")), ("Delivered yesterday", ("delivered",))):
+        value, against = (query for panel, query in panel_queries("braze-overview") if panel["title"] == title)
+        ((_, shown),) = _instant(prometheus_with_history, value)
+        ((_, change),) = _instant(prometheus_with_history, against)
+        usual = median(_of_all(day, _known(day), statistics) for day in weeks)
+
+        assert shown == _of_all(yesterday, dict.fromkeys(ZONES, NOW), statistics)
+        assert change == pytest.approx(shown / usual - 1)
 
 
 def test_hours_add_up_to_the_day(prometheus_with_history: Prometheus) -> None:
@@ -180,7 +195,7 @@ def _verdicts(campaign: CampaignModel) -> dict[str, str]:
             _Variation(True, max(one.recipients for one in controls), max(one.conversions for one in controls))
             for _ in controls
         ]
-        reference = (own or of_campaign or [best])[0]
+        reference = next(iter(own or of_campaign), best)
         if reference is None or min(one.conversions, reference.conversions) < 10:
             verdicts[identifier] = "too few conversions"
         else:
@@ -335,16 +350,31 @@ def _midnight(day: date) -> float:
     return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
 
 
-def _sent(day: date, channel: str) -> float:
-    """Return the sends of a day of all workspaces, as known when the next day is six hours old."""
-    known = {
+def _known(day: date) -> dict[str, datetime]:
+    """Return when a day is recorded in each workspace: when the next is six hours old."""
+    midnights = {
         workspace: datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)) + timedelta(days=1)
         for workspace, zone in ZONES.items()
     }
-    return sum(
-        _total(workspace, day, midnight.astimezone(UTC) + timedelta(hours=6), channel, "sent")
-        for workspace, midnight in known.items()
-    )
+    return {workspace: midnight.astimezone(UTC) + timedelta(hours=6) for workspace, midnight in midnights.items()}
+
+
+def _sent(day: date, channel: str) -> float:
+    """Return the sends of a day of all workspaces, as known when it was recorded."""
+    return sum(_total(workspace, day, known, channel, "sent") for workspace, known in _known(day).items())
+
+
+def _of_all(day: date, known: Mapping[str, datetime], statistics: Sequence[str]) -> float:
+    """Add up the first of some statistics that each row of a day has, in all channels of all workspaces."""
+    total = 0.0
+    for workspace, moment in known.items():
+        zone = ZoneInfo(ZONES[workspace])
+        for campaign in CAMPAIGNS[workspace]:
+            messages = daily(campaign, day, now=moment.timestamp(), zone=zone)["messages"]
+            assert isinstance(messages, dict)
+            for row in (row for rows in messages.values() for row in rows):
+                total += next((float(row[name]) for name in statistics if name in row), 0)
+    return total
 
 
 def _yesterday(channel: str, statistic: str) -> float:

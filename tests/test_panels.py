@@ -13,6 +13,7 @@ from tests.dashboards import (
     UIDS,
     as_list,
     everything,
+    object_at,
     objects_in,
     panel_queries,
     panels,
@@ -195,3 +196,13 @@ def test_the_oldest_grafana_is_named() -> None:
     assert pinned is not None
     assert "!" not in pinned[1]
     assert "Grafana 12 or newer" in README
+
+
+def test_weeks_of_history_are_shown() -> None:
+    """Exporter health is red where the rules see fewer than two weeks, as eight alerts are silent then."""
+    (panel,) = (panel for panel in panels("braze-exporter") if panel["title"] == "Weeks of history")
+    steps = as_list(object_at(panel, "fieldConfig", "defaults", "thresholds")["steps"])
+    (query,) = (query for one, query in panel_queries("braze-exporter") if one == panel)
+
+    assert [(step["value"], step["color"]) for step in steps[1:]] == [(0, "red"), (2, "orange"), (4, "green")]
+    assert "weeks_ago" in query

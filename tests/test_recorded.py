@@ -115,7 +115,7 @@ CAMPAIGNS = {
         Row("email", "control", 100, 5, 50, control=True),
         Row("email", "better", 200, 16, 300),
         Row("email", "same", 300, 15, 10),
-        Row("push", "better", 200, 17),
+        Row("push", "better", 210, 17),
         Row("push", "elsewhere", 200, 4),
     ),
     # No control group: the best other variation.

@@ -17,12 +17,11 @@ from tests.test_rules import (
     RUNBOOK,
     Fault,
     Fires,
-    at,
     identity,
     judge,
     selector,
 )
-from tests.worlds import Campaign, Gauge
+from tests.worlds import Campaign, Gauge, at
 
 FILES = [
     PROMETHEUS / "overrides.example.yml",
@@ -198,7 +197,7 @@ def test_health_and_runbooks_name_the_culprit(promtool: Path, tmp_path: Path) ->
     chosen = list(first_of_each())
     faults = list({id(fault): fault for fault, _ in chosen}.values())
     shapes = [shape for fault in faults for shape in fault.shapes]
-    asked = []
+    asked: list[object] = []
     for fault, fires in chosen:
         labels = fires.labels or identity(fault)
         if fires.alert not in BY_HAND:

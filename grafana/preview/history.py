@@ -14,8 +14,8 @@ from exporter.poller import CampaignState, WorkspaceState
 from exporter.simulator import CONTROL_GROUP, CampaignModel, ChannelModel, VariationModel, campaign_models
 from tests.history import polled, recorded_day
 
-NOW = datetime(2025, 11, 6, 15, 40, tzinfo=UTC)
-"""When the history ends, a Thursday afternoon."""
+NOW = datetime(2025, 11, 6, 19, 40, tzinfo=UTC)
+"""When the history ends, a Thursday evening."""
 
 ZONE = "Europe/Berlin"
 STEP = timedelta(minutes=5)

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 CHOSEN = Selection(('channel=~"$channel"', 'variation_name=~"$variation"'))
 YESTERDAY = CHOSEN.yesterday
 ROWS = ("channel", "variation_id", "variation_name")
-LABELS = {"channel": "Channel", "variation_name": "Variation"}
 
 NOT_SMS = 'channel!="sms"'
 
@@ -347,8 +346,8 @@ def _variations() -> tuple[dashboard.Panel, ...]:
                 width=150,
             ),
             Column("More recipients needed, about", f"{recorded('needed28d')}\nand ({recorded('verdict28d')} == 0)"),
-            labels=LABELS,
-            hidden=("variation_id", "campaign_id", "workspace"),
+            labels={"variation_name": "Variation"},
+            hidden=("channel", "variation_id", "campaign_id", "workspace"),
         ),
         time_series(
             Panel(
