@@ -260,3 +260,67 @@ def test_every_series_is_recorded(promtool: Path, tmp_path: Path) -> None:
 
 def _metrics(shapes: Sequence[Campaign | Gauge]) -> set[str]:
     return {shape.series.split("{")[0] for shape in shapes if isinstance(shape, Gauge)}
+
+
+def test_imported_days_count_like_recorded_ones(promtool: Path, tmp_path: Path) -> None:
+    """Days that were never scraped, written by an import, are drawn and compared with as if recorded."""
+    ids = 'workspace="shop",campaign_id="live"'
+    imported = range(27)
+    series = []
+    for weekday in range(7):
+        days = [day for day in imported if (day + 4) % 7 == weekday]
+        values = " ".join(str(1_000 + day) if day in days else "_" for day in imported)
+        for name, labels in (
+            ("campaign:braze_previous_day_message_volume:day", ids),
+            ("variation:braze_previous_day_message_sent:day", f'{ids},channel="email"'),
+        ):
+            # At noon of the day after.
+            series.append({"series": f'{name}{{{labels},weekday="{weekday}"}}', "values": f"_x1 {_spread(values)}"})
+    live = Campaign(name="Live", days=[{"sent": 500.0}] * 31, live=at(28), runs=range(at(28), at(31)))
+    files = [RULES / f"braze-{name}.yml" for name in ("thresholds", "campaigns", "days", "volume")]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    raw = input_series([live], range(at(28), at(30), 720), 720, set(re.findall(r"[\w:]+", text)))
+    read = READ.replace('workspace=~".+"', 'campaign_id="live"')
+    weeks_ago = "campaign:braze_previous_day_message_volume:weeks_ago"
+    document = {
+        "rule_files": [str(path) for path in files],
+        "group_eval_order": re.findall(r"^  - name: (\S+)$", text, re.MULTILINE),
+        "evaluation_interval": "12h",
+        "tests": [
+            {
+                "interval": "12h",
+                "input_series": series + raw,
+                "promql_expr_test": [
+                    # On day 29 at noon yesterday is day 28, and the same weekday of four weeks before is day 0.
+                    {
+                        "expr": weeks_ago,
+                        "eval_time": f"{at(29, 12)}m",
+                        "exp_samples": [
+                            {
+                                "labels": f'{weeks_ago}{{{ids},weeks="{week}"}}',
+                                "value": 1_000 + 28 - 7 * week,
+                            }
+                            for week in range(1, 5)
+                        ],
+                    },
+                    *(
+                        {
+                            "expr": f"last_over_time(({read})[1m:1m] @ {at(day) * 60})",
+                            "eval_time": f"{at(29, 12)}m",
+                            "exp_samples": [{"labels": f"{{{ids}}}", "value": value}],
+                        }
+                        for day, value in ((3, 1_003), (26, 1_026), (27, 500), (28, 500))
+                    ),
+                ],
+            }
+        ],
+    }
+    path = tmp_path / "import.test.yml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+
+    assert run(promtool, "test", "rules", path) == ""
+
+
+def _spread(values: str) -> str:
+    """Put half a day between values of days: the import writes them at noon of the day after."""
+    return " ".join(f"_ {value}" for value in values.split())

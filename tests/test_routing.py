@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from queue import Queue
 
 import pytest
@@ -12,7 +13,7 @@ import requests
 import yaml
 
 from tests.servers import ROOT, Alertmanager, Answer, eventually, serving
-from tests.test_rules import ALERTS
+from tests.test_rules import ALERTS, run
 
 StartAlertmanager = Callable[[str], Alertmanager]
 Received = tuple[str, str]
@@ -119,3 +120,28 @@ def test_alerts_end_by_themselves() -> None:
     from_prometheus = {"BrazeExporterDown", "BrazeExporterReplicaDown", "BrazeExporterRestarting"}
 
     assert {name for name, rule in ALERTS.items() if rule.get("keep_firing_for") != "15m"} == from_prometheus
+
+
+@pytest.mark.parametrize(
+    ("alert", "receiver"),
+    [
+        ("BrazeExporterDown", "braze"),
+        ("BrazeEmailBounceSpike", "braze"),
+        ("BrazeVolumeLow", "braze-reports"),
+        ("BrazeEmailSpamRateHigh", "braze-reports"),
+        ("SomethingElse", "null"),
+    ],
+)
+def test_the_guide_for_kubernetes_routes_every_alert(amtool: Path, tmp_path: Path, alert: str, receiver: str) -> None:
+    """The values that "Tell somebody" has for kube-prometheus-stack are valid and take every alert to a receiver."""
+    guide = (ROOT / "deploy/kubernetes/README.md").read_text(encoding="utf-8")
+    section = guide.partition("Tell somebody\n")[2]
+    block = re.search(r"```yaml\n(.*?)```", section, re.DOTALL)
+    assert block is not None
+    file = tmp_path / "alertmanager.yml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(block[1])["alertmanager"]["config"]), encoding="utf-8")
+    labels = [f"{name}={value}" for name, value in ALERTS.get(alert, {"labels": {}})["labels"].items()]
+    options = [f"--config.file={file}", f"--verify.receivers={receiver}", f"alertname={alert}"]
+
+    assert run(amtool, "check-config", file) == ""
+    assert run(amtool, "config", "routes", "test", *options, *labels) == ""
