@@ -309,7 +309,7 @@ def test_imported_days_count_like_recorded_ones(promtool: Path, tmp_path: Path) 
                             "eval_time": f"{at(29, 12)}m",
                             "exp_samples": [{"labels": f"{{{ids}}}", "value": value}],
                         }
-                        for day, value in ((3, 1_003), (26, 1_026), (27, 500), (28, 500))
+                        for day, value in ((3, 1_003), (25, 1_025), (27, 500), (28, 500))
                     ),
                 ],
             }
