@@ -45,7 +45,7 @@ def main() -> None:
         write_history(promtool, samples(), folder)
         # Once a day what panels of days draw, and closely what those of the last day do.
         midnight = NOW.astimezone(ZoneInfo(ZONE)).replace(hour=0, minute=0)
-        record_rules(promtool, folder, midnight - timedelta(days=30), midnight - timedelta(days=2), timedelta(days=1))
+        record_rules(promtool, folder, midnight - timedelta(days=30), midnight - timedelta(days=1), timedelta(days=1))
         record_rules(promtool, folder, NOW - timedelta(hours=25), NOW, STEP)
         with running_prometheus(prometheus, "global: {}", folder) as server:
             _draw(chromium, server)
