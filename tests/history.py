@@ -61,7 +61,7 @@ def remembering_prometheus(promtool: Path, folder: Path) -> Iterator[Prometheus]
     """Run the Prometheus that stands beside promtool, with all that it would have scraped from FIRST to NOW."""
     scraped = (line for moment in _moments() for line in _scrape(moment))
     write_history(promtool, (*scraped, *recorded_days()), folder)
-    record_rules(promtool, folder, NOW - timedelta(hours=1), NOW, timedelta(hours=1))
+    record_rules(promtool, folder, NOW - timedelta(hours=44), NOW, timedelta(hours=1))
     with running_prometheus(promtool.with_name("prometheus"), "global: {}", folder) as prometheus:
         yield prometheus
 

@@ -68,7 +68,13 @@ def test_a_campaign_without_a_name_is_shown_by_its_id(promtool: Path, tmp_path: 
         "tests": [
             {
                 "interval": "1h",
-                "input_series": [{"series": series, "values": "_x29 7 _x5"}],
+                "input_series": [
+                    {"series": series, "values": "_x29 7 _x5"},
+                    {
+                        "series": 'campaign:braze_recorded_day:date{workspace="w",campaign_id="c1"}',
+                        "values": "_x29 0 _x5",
+                    },
+                ],
                 "promql_expr_test": [
                     {
                         "expr": CHOSEN.named("sum by (workspace, campaign_id) (last_over_time(" + series + "[9h]))")
@@ -93,7 +99,7 @@ def test_every_join_of_a_name_keeps_what_has_none(uid: str) -> None:
     for panel, query in panel_queries(uid):
         if "group_left (campaign_name)" in query:
             assert "} @ end())" in query, panel["title"]
-            assert '"campaign_name", "", "campaign_id")' in query, panel["title"]
+            assert '"campaign_name", "", "campaign_id"))' in query, panel["title"]
 
 
 def test_thresholds_of_panels_are_those_of_the_alerts() -> None:

@@ -151,3 +151,28 @@ def test_counts_that_a_replica_still_shows_of_yesterday(promtool: Path, tmp_path
     ]
 
     assert judge(promtool, tmp_path, files, shapes, range(0, at(2, 2), STEP), STEP, promql_expr_test=judged) == ""
+
+
+@pytest.mark.parametrize(("channel", "failures"), [("email", "bounces"), ("webhook", "errors")])
+def test_the_last_hour_across_midnight_is_exact(promtool: Path, tmp_path: Path, channel: str, failures: str) -> None:
+    """Half an hour after midnight it is what yesterday still gained and what today has, as at any other time."""
+    files = [RULES / f"braze-{name}.yml" for name in ("campaigns", "failures")]
+    days, course = burning(failures)
+    world = [Campaign(name="One", days=days, course=STEADY, courses={failures: course}, channel=channel)]
+    judged = [
+        {
+            "expr": f"campaign_channel:braze_message_{statistic}:increase1h",
+            "eval_time": f"{MIDNIGHT + minutes}m",
+            "exp_samples": [
+                {
+                    "labels": f"campaign_channel:braze_message_{statistic}:increase1h"
+                    f'{{workspace="shop",campaign_id="one",channel="{channel}"}}',
+                    "value": value,
+                }
+            ],
+        }
+        for minutes, sent, failed in ((-15, 1_000, 50), (30, 1_000, 200), (45, 1_000, 200), (90, 1_000, 200))
+        for statistic, value in (("sent", sent), (failures, failed))
+    ]
+
+    assert judge(promtool, tmp_path, files, world, range(0, at(2, 2), STEP), STEP, promql_expr_test=judged) == ""

@@ -190,15 +190,23 @@ def campaign_table(
     limit: int | None = None,
     event: bool = True,
     words: Mapping[str, Mapping[str, str]] | None = None,
+    named: Sequence[str] = (),
 ) -> dashboard.Panel:
     """Make a table with a row for each campaign by its name, which leads to the campaign.
+
+    `named` are the columns that have every campaign of the table, if not all do: only these join the names.
 
     The columns' expressions are by workspace and campaign, and by `labels` that are shown beside these; `event` says
     whether the dashboard has the variable of that name. The rest is as for all tables.
     """
     return table_panel(
         panel,
-        *(replace(column, expression=selection.named(column.expression)) for column in columns),
+        *(
+            replace(column, expression=selection.named(column.expression))
+            if not named or column.name in named
+            else column
+            for column in columns
+        ),
         labels={"campaign_name": "Campaign", "workspace": "Workspace", **(labels or {})},
         hidden=("campaign_id",),
         links=(campaign_link(event=event),),

@@ -169,6 +169,7 @@ def _bouncing_now() -> dashboard.Panel:
             "No campaign sent 100 emails within an hour.",
             unit="percentunit",
             span="24h",
+            interval="5m",
             least=0,
             width=24,
         ),
@@ -230,6 +231,7 @@ def _push_and_webhooks() -> tuple[dashboard.Panel, ...]:
                 "No campaign called 100 webhooks within an hour.",
                 unit="percentunit",
                 span="24h",
+                interval="5m",
                 least=0,
                 width=8,
             ),
@@ -249,7 +251,7 @@ def _push_and_webhooks() -> tuple[dashboard.Panel, ...]:
                 least=0,
                 width=8,
             ),
-            Query("{{campaign_name}}", highest(10, CHOSEN.named(CHOSEN.hourly(CAMPAIGN, "errors", WEBHOOK)))),
+            Query("{{campaign_name}}", CHOSEN.named(highest(10, CHOSEN.hour("errors", CAMPAIGN, WEBHOOK)))),
             look=Look("bars", stacked=True),
             links=(series_link(event=False),),
         ),
@@ -279,7 +281,7 @@ def _thresholds(threshold: str) -> tuple[Query, ...]:
 
 
 def _worst_hour(threshold: str) -> Query:
-    return Query("{{campaign_name}}", highest(10, CHOSEN.named(_judged("ratio", threshold, CAMPAIGN))))
+    return Query("{{campaign_name}}", CHOSEN.named(highest(10, _judged("ratio", threshold, CAMPAIGN))))
 
 
 def _worst(
@@ -297,7 +299,8 @@ def _worst(
             width=width,
         ),
         Query(
-            "{{campaign_name}}", highest(10, CHOSEN.named(CHOSEN.yesterday_rate(statistic, "sent", matcher, CAMPAIGN)))
+            "{{campaign_name}}",
+            f"sort_desc({CHOSEN.named(highest(10, CHOSEN.yesterday_rate(statistic, 'sent', matcher, CAMPAIGN)))})",
         ),
         links=(series_link(event=False),),
     )

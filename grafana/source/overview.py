@@ -209,7 +209,7 @@ def _yesterday() -> tuple[dashboard.Panel, ...]:
                 height=5,
             ),
             total(CHOSEN.volume_yesterday()),
-            CHOSEN.usual_volume(),
+            CHOSEN.usual_of_campaigns("campaign:braze_previous_day_message_volume"),
             least=100,
         ),
         _against(
@@ -251,7 +251,7 @@ def _yesterday() -> tuple[dashboard.Panel, ...]:
                 height=5,
             ),
             total(REVENUE),
-            CHOSEN.usual("campaign_revenue_dollars"),
+            CHOSEN.usual_of_campaigns("campaign:braze_previous_day_campaign_revenue_dollars"),
             least=1,
         ),
         *_rates(),
@@ -367,6 +367,7 @@ def _below_usual() -> dashboard.Panel:
         selection=CHOSEN,
         sort="Below usual by",
         limit=100,
+        named=("Below usual by",),
     )
 
 
@@ -409,6 +410,7 @@ def _campaigns() -> dashboard.Panel:
         selection=CHOSEN,
         sort="Below usual by",
         limit=200,
+        named=("Data age",),
     )
 
 
@@ -416,8 +418,8 @@ def _changes() -> tuple[dashboard.Panel, ...]:
     yesterday = CHOSEN.rule("campaign:braze_previous_day_message_volume:sum")
     before = CHOSEN.rule("campaign:braze_previous_day_message_volume:weeks_ago", 'weeks="1"')
     usually = CHOSEN.rule("campaign:braze_previous_day_message_volume:usual")
-    rise = CHOSEN.named(f"{yesterday}\n- ({before}\nor {yesterday} * 0)")
-    fall = CHOSEN.named(f"({before}\n- ({yesterday}\nor {before} * 0))\nand {usually}")
+    rise = f"{yesterday}\n- ({before}\nor {yesterday} * 0)"
+    fall = f"({before}\n- ({yesterday}\nor {before} * 0))\nand {usually}"
     rate = ratio(CONVERSIONS, RECIPIENTS, least=500)
     best, worst = (wilson(CONVERSIONS, f"({RECIPIENTS} >= 500)", sign) for sign in "-+")
     few = "No campaign had 500 unique recipients and the conversion event chosen above."
@@ -430,7 +432,7 @@ def _changes() -> tuple[dashboard.Panel, ...]:
                 NO_CAMPAIGN,
                 first="blue",
             ),
-            Query("{{campaign_name}}", highest(10, f"{rise} > 0")),
+            Query("{{campaign_name}}", _ranked(highest(10, f"({rise}) > 0"))),
             links=(series_link(),),
         ),
         bar_gauge(
@@ -442,7 +444,7 @@ def _changes() -> tuple[dashboard.Panel, ...]:
                 NO_CAMPAIGN,
                 first="orange",
             ),
-            Query("{{campaign_name}}", highest(10, f"({fall}) > 0")),
+            Query("{{campaign_name}}", _ranked(highest(10, f"({fall}) > 0"))),
             links=(series_link(),),
         ),
         bar_gauge(
@@ -475,6 +477,11 @@ def _changes() -> tuple[dashboard.Panel, ...]:
     )
 
 
+def _ranked(expression: str) -> str:
+    """Name the campaigns of a few values, the largest first."""
+    return f"sort_desc({CHOSEN.named(expression)})"
+
+
 def _history() -> tuple[dashboard.Panel, ...]:
     revenue = CHOSEN.days("campaign_revenue_dollars", CAMPAIGN)
     # The same ten for the whole time: a choice for each day would be a new line each day.
@@ -492,7 +499,7 @@ def _history() -> tuple[dashboard.Panel, ...]:
                 least=0,
                 width=24,
             ),
-            Query("{{channel}}", CHOSEN.hourly(("channel",), "sent")),
+            Query("{{channel}}", CHOSEN.hour("sent", ("channel",))),
             look=Look("bars", stacked=True),
         ),
         time_series(
@@ -524,8 +531,8 @@ def _history() -> tuple[dashboard.Panel, ...]:
         time_series(
             Panel(
                 "Revenue per day by campaign",
-                "Revenue that Braze attributes to each campaign, of the ten with the most in the time shown, and of "
-                "all others together. Not stacked: windows of campaigns overlap, and a stack would claim a total. All "
+                "Revenue that Braze attributes to each campaign, of the ten with the most in the time shown. "
+                "Not stacked: windows of campaigns overlap, and a stack would claim a total. All "
                 "channels.",
                 "No campaign reports revenue on a complete day yet.",
                 unit="currencyUSD",
@@ -534,7 +541,6 @@ def _history() -> tuple[dashboard.Panel, ...]:
                 height=10,
             ),
             Query("{{campaign_name}}", CHOSEN.named(f"{revenue}\nand on (workspace, campaign_id) {largest}")),
-            Query("all others", total(f"{revenue}\nunless on (workspace, campaign_id) {largest}")),
             look=Look("points and lines", calculations=("sum",)),
             links=(series_link(),),
         ),

@@ -23,6 +23,7 @@ WHATSAPP = 'channel="whats_app"'
 WEBHOOK = 'channel="webhook"'
 EVENT = 'conversion_event="$event"'
 
+_OF_VARIATIONS = ("variation:", "braze_message_", "braze_previous_day_message_")
 _ON_CAMPAIGN = "on (workspace, campaign_id)"
 # The weekday of the day that begins at this midnight, of a viewer from -10 to below +14 hours.
 _DRAWN = 'count_values("weekday", day_of_week(vector(time() + 50399)))'
@@ -123,6 +124,10 @@ class Selection:
         either = f"({within})\nor ({across})"
         return f"clamp_min({total(either, by)}, 0)"
 
+    def hour(self, statistic: str, by: tuple[str, ...], *matchers: str) -> str:
+        """Increase of a message statistic over the last hour, as recorded: sent, bounces and errors."""
+        return total(self._chosen(f"campaign_channel:braze_message_{statistic}:increase1h", matchers), by)
+
     def days(self, statistic: str, by: tuple[str, ...], *matchers: str) -> str:
         """Sum of a statistic of complete days, such as `message_sent`: one for each day at its midnight.
 
@@ -130,7 +135,7 @@ class Selection:
         time holds one day of this weekday at most. Exact for workspaces from -10 to +14 hours and for dashboards from
         -10 to below +14 hours.
         """
-        return total(self._drawn(statistic, matchers), by)
+        return _drawn(self._recorded(statistic, matchers), by)
 
     def days_ratio(self, by: tuple[str, ...], numerator: str, denominator: str, *matchers: str, least: int) -> str:
         """Ratio of two such statistics for each complete day."""
@@ -138,8 +143,8 @@ class Selection:
 
     def days_volume(self, by: tuple[str, ...]) -> str:
         """Messages of each complete day: sends, and impressions of rows that have no sends."""
-        sent, impressions = (self._drawn(f"message_{one}", ()) for one in ("sent", "impressions"))
-        return total(f"{sent}\nor {impressions}", by)
+        sent, impressions = (self._recorded(f"message_{one}", ()) for one in ("sent", "impressions"))
+        return _drawn(f"{sent}\nor {impressions}", by)
 
     def total_of_range(self, statistic: str, by: tuple[str, ...], *matchers: str) -> str:
         """Sum of such a statistic over the complete days of the time range shown, the same at all times in it."""
@@ -150,19 +155,16 @@ class Selection:
         weeks = [self._week_before(self._of_days(statistic, matchers), week) for week in range(1, 5)]
         return "quantile(0.5, " + "\nor ".join(weeks) + ")"
 
-    def usual_volume(self) -> str:
-        """Return the same for messages: sends, and impressions of rows that have no sends."""
-        sent, impressions = (self._of_days(f"message_{one}", ()) for one in ("sent", "impressions"))
-        weeks = [self._week_before(sent, week, impressions) for week in range(1, 5)]
-        return "quantile(0.5, " + "\nor ".join(weeks) + ")"
+    def usual_of_campaigns(self, name: str) -> str:
+        """Return the same out of what is recorded of each campaign's weeks before: messages or revenue."""
+        return f"quantile(0.5, sum by (weeks) ({name}:weeks_ago{{{self.campaigns}}}))"
 
-    def _week_before(self, series: str, week: int, otherwise: str = "") -> str:
+    def _week_before(self, series: str, week: int) -> str:
         """Total of a series of days on yesterday's weekday so many weeks ago, recorded within a day before or after."""
         weekdays = f"group by (workspace, weekday) (campaign:braze_previous_day:weekday{{{self.campaigns}}})"
-        looked = [f"last_over_time({one}[2d] offset {7 * week - 1}d)" for one in (series, otherwise) if one]
         return (
-            f"label_replace(sum(({' or '.join(looked)}) and on (workspace, weekday) {weekdays}),"
-            f' "week", "{week}", "", "")'
+            f"label_replace(sum(last_over_time({series}[2d] offset {7 * week - 1}d)"
+            f' and on (workspace, weekday) {weekdays}), "week", "{week}", "", "")'
         )
 
     def rule(self, name: str, *matchers: str, by: tuple[str, ...] = CAMPAIGN) -> str:
@@ -190,24 +192,25 @@ class Selection:
         """Add the campaign's name to an expression by workspace and campaign, and perhaps others.
 
         It is the one at the end of the time range, the last known one of a campaign that is gone since, and the id
-        where there is none: no value is lost.
+        where there is none, as after an import: no value is lost. The names are computed once, not at each step.
         """
         present = f"group by (workspace, campaign_id, campaign_name) (braze_campaign_up{{{self.campaigns}}} @ end())"
         recorded = f"last_over_time(campaign:braze_campaign_name:date{{{self.campaigns}}}[$__range] @ end())"
-        names = (
-            f"(topk by (workspace, campaign_id) (1, {present})\nor {_ON_CAMPAIGN} group by (workspace, campaign_id,"
-            f" campaign_name) (topk by (workspace, campaign_id) (1, {recorded})))"
-        )
+        known = f"last_over_time(campaign:braze_recorded_day:date{{{self.campaigns}}}[$__range] @ end())"
+        first = "topk by (workspace, campaign_id) (1,"
         return (
-            f"(({expression})\n* {_ON_CAMPAIGN} group_left (campaign_name) {names}\n"
-            f'or label_join(({expression})\nunless {_ON_CAMPAIGN} {names}, "campaign_name", "", "campaign_id"))'
+            f"({expression})\n* {_ON_CAMPAIGN} group_left (campaign_name)"
+            f" group by (workspace, campaign_id, campaign_name) (\n{first} {present})\n"
+            f"or {_ON_CAMPAIGN} {first} {recorded})\n"
+            f'or {_ON_CAMPAIGN} label_join({known}, "campaign_name", "", "campaign_id"))'
         )
 
     def _of_variations(self, metric: str, matchers: tuple[str, ...], offset: str) -> str:
         return f"max by ({', '.join(VARIATION)}) ({self._chosen(metric, matchers)}{_offset(offset)})"
 
-    def _drawn(self, statistic: str, matchers: tuple[str, ...]) -> str:
-        return f"(last_over_time({self._of_days(statistic, matchers)}[4d] offset -100h) and on (weekday) {_DRAWN})"
+    def _recorded(self, statistic: str, matchers: tuple[str, ...]) -> str:
+        """Return what is recorded around the time of recording of the day that begins at each midnight."""
+        return f"last_over_time({self._of_days(statistic, matchers)}[4d] offset -100h)"
 
     def _of_days(self, statistic: str, matchers: tuple[str, ...]) -> str:
         of_variations = statistic.startswith("message_") and statistic != "message_volume"
@@ -215,10 +218,10 @@ class Selection:
         return self._chosen(f"{level}:braze_previous_day_{statistic}:day", matchers)
 
     def _chosen(self, name: str, matchers: tuple[str, ...]) -> str:
-        """Return a selector; campaigns' own series have no variations to choose from."""
-        chosen = (
-            self.variations if name.startswith(("variation:", "braze_message_", "braze_previous_day_message_")) else ()
-        )
+        """Return a selector; not all series have variations, or channels, to choose from."""
+        chosen = self.variations if name.startswith(_OF_VARIATIONS) else ()
+        if name.startswith("campaign_channel:"):
+            chosen = tuple(matcher for matcher in self.variations if matcher.startswith("channel"))
         if any(matcher.startswith("channel") for matcher in matchers):
             chosen = tuple(matcher for matcher in chosen if not matcher.startswith("channel"))
         return f"{name}{{{','.join((self.campaigns, *chosen, *matchers))}}}"
@@ -230,6 +233,11 @@ class Selection:
 def total(expression: str, by: tuple[str, ...] = ()) -> str:
     """Sum of an expression, by labels if there are any."""
     return f"sum by ({', '.join(by)}) ({expression})" if by else f"sum({expression})"
+
+
+def _drawn(expression: str, by: tuple[str, ...]) -> str:
+    """Sum of series of days by labels, of the day that begins at this midnight."""
+    return total(f"{total(expression, (*by, 'weekday'))}\nand on (weekday) {_DRAWN}", by)
 
 
 def ratio(numerator: str, denominator: str, *, least: int) -> str:
