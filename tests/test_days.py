@@ -324,3 +324,41 @@ def test_imported_days_count_like_recorded_ones(promtool: Path, tmp_path: Path) 
 def _spread(values: str) -> str:
     """Put half a day between values of days: the import writes them at noon of the day after."""
     return " ".join(f"_ {value}" for value in values.split())
+
+
+def test_weekdays_of_both_days(promtool: Path, tmp_path: Path) -> None:
+    """The running and the previous day have the weekday of their date in every zone."""
+    world: list[Campaign | Gauge] = [*(sends(name, zone=zone) for name, zone in ZONES.items()), KIRITIMATI]
+    text = "".join(path.read_text(encoding="utf-8") for path in FILES)
+    now = at(3, 11)
+    running = {name: max(day for day in WEEK if zone.midnight(day) + 6 <= now - 15) for name, zone in ZONES.items()}
+    document = {
+        "rule_files": [str(path) for path in FILES],
+        "group_eval_order": re.findall(r"^  - name: (\S+)$", text, re.MULTILINE),
+        "evaluation_interval": "15m",
+        "tests": [
+            {
+                "interval": "15m",
+                "input_series": input_series(world, range(0, now, 15), 15, set(re.findall(r"[\w:]+", text))),
+                "promql_expr_test": [
+                    {
+                        "expr": f"max by (workspace, weekday) ({series})",
+                        "eval_time": f"{now - 15}m",
+                        "exp_samples": [
+                            {"labels": selector({"workspace": name, "weekday": str((day - back + 4) % 7)}), "value": 1}
+                            for name, day in running.items()
+                        ],
+                    }
+                    for series, back in (
+                        ("campaign:braze_campaign_day:weekday", 0),
+                        ("campaign:braze_previous_day:weekday", 1),
+                    )
+                ],
+            }
+        ],
+    }
+    path = tmp_path / "weekdays.test.yml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+
+    assert len(set(running.values())) > 1
+    assert run(promtool, "test", "rules", path) == ""
