@@ -43,7 +43,7 @@ def test_no_value_is_lost_by_its_name(promtool: Path, tmp_path: Path) -> None:
             for name, runs in (("Before", range(at(4))), ("After", range(at(4), at(6))))
         ),
     ]
-    revenue = CHOSEN.named(CHOSEN.days("campaign_revenue_dollars", CAMPAIGN)).replace("$__range", "5d")
+    revenue = CHOSEN.named_over_time(CHOSEN.days("campaign_revenue_dollars", CAMPAIGN)).replace("$__range", "5d")
     total = f"sum by (campaign_name) (sum_over_time(({revenue})[5d:1d] offset 12h))"
     # promtool knows nothing of what follows, so the days are looked at from the end of the fifth.
     expected = {"Daily": 500, "One-off": 5_000, "Gone": 70, "After": 150}
@@ -77,7 +77,9 @@ def test_a_campaign_without_a_name_is_shown_by_its_id(promtool: Path, tmp_path: 
                 ],
                 "promql_expr_test": [
                     {
-                        "expr": CHOSEN.named("sum by (workspace, campaign_id) (last_over_time(" + series + "[9h]))")
+                        "expr": CHOSEN.named_over_time(
+                            "sum by (workspace, campaign_id) (last_over_time(" + series + "[9h]))"
+                        )
                         .replace("$__range", "5d")
                         .replace("@ end()", ""),
                         "eval_time": "34h",
@@ -95,11 +97,13 @@ def test_a_campaign_without_a_name_is_shown_by_its_id(promtool: Path, tmp_path: 
 
 @pytest.mark.parametrize("uid", UIDS)
 def test_every_join_of_a_name_keeps_what_has_none(uid: str) -> None:
-    """Wherever a query joins a name, names are those at the end of the range, and the id stands in."""
+    """Names are those at the end; over time the last known one and the id stand in, as campaigns may be gone since."""
     for panel, query in panel_queries(uid):
         if "group_left (campaign_name)" in query:
-            assert "} @ end())" in query, panel["title"]
-            assert '"campaign_name", "", "campaign_id"))' in query, panel["title"]
+            assert "} @ end()))" in query, panel["title"]
+            over_time = '"campaign_name", "", "campaign_id"))' in query
+            constant = "braze_threshold:override" in query
+            assert over_time == (panel["type"] == "timeseries" and not constant), panel["title"]
 
 
 def test_thresholds_of_panels_are_those_of_the_alerts() -> None:

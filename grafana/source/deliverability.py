@@ -251,7 +251,7 @@ def _push_and_webhooks() -> tuple[dashboard.Panel, ...]:
                 least=0,
                 width=8,
             ),
-            Query("{{campaign_name}}", CHOSEN.named(highest(10, CHOSEN.hour("errors", CAMPAIGN, WEBHOOK)))),
+            Query("{{campaign_name}}", CHOSEN.named_over_time(highest(10, CHOSEN.hour("errors", CAMPAIGN, WEBHOOK)))),
             look=Look("bars", stacked=True),
             links=(series_link(event=False),),
         ),
@@ -281,7 +281,7 @@ def _thresholds(threshold: str) -> tuple[Query, ...]:
 
 
 def _worst_hour(threshold: str) -> Query:
-    return Query("{{campaign_name}}", CHOSEN.named(highest(10, _judged("ratio", threshold, CAMPAIGN))))
+    return Query("{{campaign_name}}", CHOSEN.named_over_time(highest(10, _judged("ratio", threshold, CAMPAIGN))))
 
 
 def _worst(

@@ -540,7 +540,7 @@ def _history() -> tuple[dashboard.Panel, ...]:
                 least=0,
                 height=10,
             ),
-            Query("{{campaign_name}}", CHOSEN.named(f"{revenue}\nand on (workspace, campaign_id) {largest}")),
+            Query("{{campaign_name}}", CHOSEN.named_over_time(f"{revenue}\nand on (workspace, campaign_id) {largest}")),
             look=Look("points and lines", calculations=("sum",)),
             links=(series_link(),),
         ),

@@ -189,21 +189,30 @@ class Selection:
         return self.of_last_day(self.volume(offset=offset), offset=offset)
 
     def named(self, expression: str) -> str:
-        """Add the campaign's name to an expression by workspace and campaign, and perhaps others.
+        """Add the campaign's present name to an expression about now, by workspace and campaign and perhaps others.
 
-        It is the one at the end of the time range, the last known one of a campaign that is gone since, and the id
-        where there is none, as after an import: no value is lost. The names are computed once, not at each step.
+        Every campaign that the exporter exports has one, whether its polls succeed or not.
         """
-        present = f"group by (workspace, campaign_id, campaign_name) (braze_campaign_up{{{self.campaigns}}} @ end())"
+        return f"({expression})\n* {_ON_CAMPAIGN} group_left (campaign_name) {self._present_names()}"
+
+    def named_over_time(self, expression: str) -> str:
+        """Add the campaign's name to an expression over a time range.
+
+        It is the one at the end of the range, the last known one of a campaign that is gone since, and the id where
+        there is none, as after an import: no value is lost. The names are computed once, not at each step.
+        """
         recorded = f"last_over_time(campaign:braze_campaign_name:date{{{self.campaigns}}}[$__range] @ end())"
         known = f"last_over_time(campaign:braze_recorded_day:date{{{self.campaigns}}}[$__range] @ end())"
-        first = "topk by (workspace, campaign_id) (1,"
         return (
             f"({expression})\n* {_ON_CAMPAIGN} group_left (campaign_name)"
-            f" group by (workspace, campaign_id, campaign_name) (\n{first} {present})\n"
-            f"or {_ON_CAMPAIGN} {first} {recorded})\n"
+            f" group by (workspace, campaign_id, campaign_name) (\n{self._present_names()}\n"
+            f"or {_ON_CAMPAIGN} topk by (workspace, campaign_id) (1, {recorded})\n"
             f'or {_ON_CAMPAIGN} label_join({known}, "campaign_name", "", "campaign_id"))'
         )
+
+    def _present_names(self) -> str:
+        names = f"group by (workspace, campaign_id, campaign_name) (braze_campaign_up{{{self.campaigns}}} @ end())"
+        return f"topk by (workspace, campaign_id) (1, {names})"
 
     def _of_variations(self, metric: str, matchers: tuple[str, ...], offset: str) -> str:
         return f"max by ({', '.join(VARIATION)}) ({self._chosen(metric, matchers)}{_offset(offset)})"
