@@ -120,14 +120,16 @@ def _of_days() -> tuple[tuple[str, str], ...]:
     return tuple((match[1], match[2]) for match in recorded if match and match[2] != "message_volume")
 
 
-def record_rules(promtool: Path, folder: Path, first: datetime, last: datetime, step: timedelta) -> None:
+def record_rules(
+    promtool: Path, folder: Path, first: datetime, last: datetime, step: timedelta, files: str = "*"
+) -> None:
     """Add to a Prometheus' data what the rules would have recorded between two times, without those of days.
 
     A rule is evaluated when all that it reads is there. So Prometheus starts anew for each level of them.
     """
     pending = [
         rule
-        for path in sorted(RULES.glob("*.yml"))
+        for path in sorted(RULES.glob(f"braze-{files}.yml"))
         for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]
         for rule in group["rules"]
         if "record" in rule and group["name"] != "braze-days"

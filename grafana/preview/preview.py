@@ -43,10 +43,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="preview-") as name:
         folder = Path(name)
         write_history(promtool, samples(), folder)
-        # Once a day what panels of days draw, and closely what those of the last day do.
+        # Once a day what panels of days draw, closely what those of the last days do, and once what all others do.
         midnight = NOW.astimezone(ZoneInfo(ZONE)).replace(hour=0, minute=0)
-        record_rules(promtool, folder, midnight - timedelta(days=30), midnight - timedelta(days=1), timedelta(days=1))
-        record_rules(promtool, folder, NOW - timedelta(hours=25), NOW, STEP)
+        record_rules(promtool, folder, midnight - timedelta(days=30), midnight - timedelta(days=4), timedelta(days=1))
+        for files in ("campaigns", "thresholds", "failures"):
+            record_rules(promtool, folder, NOW - timedelta(hours=73), NOW, STEP, files)
+        record_rules(promtool, folder, NOW, NOW, STEP)
         with running_prometheus(prometheus, "global: {}", folder) as server:
             _draw(chromium, server)
 
