@@ -12,8 +12,6 @@ from tests.test_rules import PROMETHEUS, RECORDED, RULES, RUNBOOK
 
 # Made by Prometheus, by prometheus_client, and by the user's own overrides.
 FOREIGN = re.compile(r"ALERTS|ALERTS_FOR_STATE|up|scrape_\w+|process_\w+|campaign:braze_threshold:override")
-# Defined in the design, and not yet exported.
-AWAITED = {"braze_workspace_day_rollover_offset_seconds"}
 
 
 def queries() -> Iterator[tuple[str, str]]:
@@ -55,13 +53,8 @@ def _parts(pattern: str) -> list[str]:
 def test_every_series_that_is_read_exists() -> None:
     """No rule, panel, variable or runbook reads a metric that nobody exports or a series that nobody records."""
     catalogue = {family.name for family in FAMILIES}
-    known = catalogue | {f"{name}_bucket" for name in catalogue} | {rule["record"] for rule in RECORDED} | AWAITED
+    known = catalogue | {f"{name}_bucket" for name in catalogue} | {rule["record"] for rule in RECORDED}
     read = {(where, name) for where, query in queries() for name in selected(query)}
 
     assert len(read) > 200
     assert sorted((where, name) for where, name in read if name not in known and not FOREIGN.fullmatch(name)) == []
-
-
-def test_what_is_awaited_does_not_exist_yet() -> None:
-    """An exception that is none any more is to be removed."""
-    assert not AWAITED & {family.name for family in FAMILIES}
