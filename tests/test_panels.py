@@ -25,7 +25,7 @@ from tests.test_days import FILES
 from tests.test_rules import RULES, judge, run
 
 CHOSEN = Selection(campaigns='workspace=~".+"')
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTED = (ROOT / "docs/dashboards-and-alerts.md").read_text(encoding="utf-8")
 
 
 def test_no_value_is_lost_by_its_name(promtool: Path, tmp_path: Path) -> None:
@@ -200,12 +200,12 @@ def test_one_word_for_messages(uid: str) -> None:
 
 
 def test_the_oldest_grafana_is_named() -> None:
-    """README names the oldest Grafana; the models that dashboards are read with are no build for an older one."""
+    """The guide names the oldest Grafana; the models that dashboards are read with are no build for an older one."""
     pinned = re.search(r'"grafana-foundation-sdk==([^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
     assert pinned is not None
     assert "!" not in pinned[1]
-    assert "Grafana 12 or newer" in README
+    assert "Grafana 12 or newer" in DOCUMENTED
 
 
 def test_weeks_of_history_are_shown() -> None:

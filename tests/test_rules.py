@@ -795,15 +795,15 @@ FAULTS = [*VOLUME_FAULTS, *OVERRIDE_FAULTS, *FAILURE_FAULTS, *EXPORTER_FAULTS]
 
 
 SAYS = {
-    "BrazeExporterDown": "No target of job {job} answers scrapes. No other alert about its workspaces can fire.",
-    "BrazeExporterReplicaDown": "{instance} of job {job} does not answer scrapes, others of the job do.",
+    "BrazeExporterDown": "No target of job {job} responds to scrapes. No other alert about its workspaces can fire.",
+    "BrazeExporterReplicaDown": "{instance} of job {job} does not respond to scrapes, others of the job do.",
     "BrazeConfigReloadFailed": "An exporter of job {job} goes on with its old configuration, because the new one has"
     " errors.",
     "BrazeShardMissing": "Of {0} shards of job {job} some are missing. Their campaigns have no numbers and no alerts.",
     "BrazeSeriesDropped": "{0} series of campaigns in workspace {workspace} are not shown: the limits on series are"
     " reached.",
-    "BrazeWorkspaceUnauthorized": "Braze answers 401 or 403 for workspace {workspace}. Its numbers disappear soon and"
-    " none of its campaigns is watched.",
+    "BrazeWorkspaceUnauthorized": "Braze responds with 401 or 403 for workspace {workspace}. Its numbers disappear soon"
+    " and none of its campaigns is watched.",
     "BrazeWorkspaceDown": "No campaign of workspace {workspace} was polled with success within two intervals. Its"
     " numbers disappear soon and none of its campaigns is watched.",
     "BrazeApiBudgetLow": "Only {0} of the requests that Braze allows to {api} in workspace {workspace} are left.",

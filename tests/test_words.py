@@ -32,6 +32,7 @@ WORDS = {
 """Regular expressions of everyday words, and the terms to use instead."""
 
 ALLOWED = {
+    ("deploy/prometheus/rules/braze-failures.yml", "answered"): "as in docs/runbooks.md",
     ("docs/metrics.md", "asked"): "recipients ask for help by SMS, as the statistic says",
     ("docs/runbooks.md", "ask"): "recipients ask for messages",
     ("docs/runbooks.md", "answered"): "recipients answer a text message",
@@ -39,7 +40,7 @@ ALLOWED = {
 }
 """Files in which a word is right, with the reason."""
 
-BEING_REWRITTEN = ("exporter/", "grafana/", "deploy/prometheus/")
+BEING_REWRITTEN = ("exporter/",)
 
 DOCUMENTS = ("*.md", "docs/*.md", "deploy/**/README.md", "grafana/**/README.md")
 FILES = some(

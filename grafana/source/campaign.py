@@ -134,7 +134,7 @@ def _today() -> tuple[dashboard.Panel, ...]:
         stat_panel(
             Panel(
                 "Day shown",
-                "The newest day that Braze answers with, in the workspace's time zone. Right where yours is less than "
+                "The newest day in Braze's responses, in the workspace's time zone. Right where yours is less than "
                 "12 hours away.",
                 "The campaign has no data: see the dashboard Exporter health.",
                 unit=DATE,
@@ -310,7 +310,7 @@ def _variations() -> tuple[dashboard.Panel, ...]:
                 "with its interval. The reference is the control group of the channel, else of the campaign, else "
                 "the best other variation. A winner needs 95 % confidence, ten conversions in both groups and seven "
                 "days. Who looks every day, or compares several variations, finds a winner by chance far more often "
-                "than once in 20 times: wait for the day planned before, or ask for 99 %. People of a variation that "
+                "than once in 20 times: wait for the day planned before, or require 99 %. People of a variation that "
                 "is sent in several channels are counted in one of them; who converted on several days counts on "
                 "each.",
                 unknown,
@@ -352,7 +352,7 @@ def _variations() -> tuple[dashboard.Panel, ...]:
         time_series(
             Panel(
                 "Conversion rate by day and variation",
-                "Does the difference hold day after day? Conversions of event $event on the day / unique recipients "
+                "Is the difference there day after day? Conversions of event $event on the day / unique recipients "
                 "of the day, of the channel with the most. Blank below 50 recipients.",
                 "No variation had 50 recipients on a complete day and the conversion event chosen above.",
                 unit="percentunit",

@@ -73,9 +73,9 @@ def _state() -> tuple[dashboard.Panel, ...]:
                 "Workspaces",
                 "Up: Braze accepts the key and some campaign was polled within two intervals. Failing: campaigns "
                 "whose last poll failed. Oldest data: of the campaign that waits longest. Budget left: the lowest "
-                "share of Braze's rate limit in ten minutes. Newest day: of all that Braze answers with. Time zone "
+                "share of Braze's rate limit in ten minutes. Newest day: of all in Braze's responses. Time zone "
                 "off by: by how much `timezone` is wrong, where it is; above 0 too far east. Failures in an hour: "
-                "requests that failed for the most frequent reason, which stands beside them.",
+                "requests that failed for the most frequent reason, which is beside them.",
                 NOT_SCRAPED,
                 width=24,
                 height=7,
@@ -189,7 +189,7 @@ def _freshness() -> tuple[dashboard.Panel, ...]:
             Panel(
                 "Time since the day began",
                 "Climbs to 24 hours and falls to 0 at the workspace's midnight. Over 25 hours: the days in Braze's "
-                "answers do not move on, or its time zone is configured wrongly; below 0: the time zone is wrong.",
+                "responses do not move on, or its time zone is configured wrongly; below 0: the time zone is wrong.",
                 NOT_SCRAPED,
                 unit="suffix:h",
                 first="red",
@@ -262,7 +262,7 @@ def _api() -> tuple[dashboard.Panel, ...]:
         time_series(
             Panel(
                 "Latency",
-                "From sending a request to the last byte of its answer: half and 99 % of the requests were faster.",
+                "From sending a request to the last byte of its response: half and 99 % of the requests were faster.",
                 "No requests in this time.",
                 unit="s",
                 least=0,
@@ -273,9 +273,9 @@ def _api() -> tuple[dashboard.Panel, ...]:
         time_series(
             Panel(
                 "Request budget left",
-                "Lowest number of requests left in ten minutes / Braze's limit. Every other program that asks Braze "
+                "Lowest number of requests left in ten minutes / Braze's limit. Every other program that polls Braze "
                 "for this workspace uses the same budget.",
-                "Braze has not told a rate limit yet.",
+                "Braze has not named a rate limit yet.",
                 unit="percentunit",
                 first="red",
                 steps=((0.1, "green"),),
