@@ -72,7 +72,7 @@ DOWN = Notification("platform-pager", "BrazeExporterDown", "firing", ("braze-exp
 def test_trouble_at_braze(tmp_path: Path, promtool: Path, alertmanager: StartAlertmanager) -> None:
     """A refused key, two campaigns that fail, one that stops and one that bounces are told once each, and end."""
     zone = where_it_is_noon()
-    behind = [DAY]
+    behind = [2 * DAY]  # after one day the next would seem to begin at noon, which tells of a wrong time zone
     shop = Simulator(campaigns=OF_SHOP, api_key=KEY, timezone=zone, clock=lambda: time.time() - behind[-1])
     main = Simulator(campaigns=(WELCOME, CART, PASSCODE, APP), api_key=KEY, timezone=zone)
     with main, shop:
@@ -85,7 +85,7 @@ def test_trouble_at_braze(tmp_path: Path, promtool: Path, alertmanager: StartAle
                 watch.receives(UNAUTHORIZED, FAILING, NOTHING_SENT)
                 eventually(
                     lambda: watch.alertmanager.alerts(inhibited=True) == {NOT_MOVING.alert},
-                    what="the inhibited alert on numbers that are a day old and stay so",
+                    what="the inhibited alert on numbers that are days old and stay so",
                 )
                 watch.received_nothing_else()
 
