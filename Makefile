@@ -12,7 +12,7 @@ CHECK := format-check lint types $(TEST) checkers others
 STAGES = MAKE="$(MAKE)" sh tools/stages.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format-check lint types unit servers alone checkers others programs image dist generate preview format bench bench-rules soak mutants lock upgrade clean
+.PHONY: help demo test check format-check lint types unit servers alone checkers others programs image dist generate preview format bench bench-rules bench-dashboards soak mutants lock upgrade clean
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -81,6 +81,9 @@ bench: .venv/.dev programs ## compare scrapes, polls, starts and memory with wha
 
 bench-rules: .venv/.dev programs ## measure what the rules for Prometheus cost over 2,000 campaigns; takes a quarter of an hour
 	.venv/bin/python -m benchmarks.rules
+
+bench-dashboards: .venv/.dev programs ## measure how long the dashboards take to open over 2,000 campaigns; takes half an hour
+	.venv/bin/python -m benchmarks.dashboards
 
 MINUTES ?= 30
 soak: .venv/.dev ## run the exporter among faults, reloads and scrapes for MINUTES, 30 by default, and properties on many examples

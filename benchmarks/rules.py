@@ -4,13 +4,9 @@ The Prometheus holds 30 days of campaigns of mixed channels, made by the exporte
 and scrapes their present state. It loads the rule files as they are, except that no group waits longer than `--every`
 seconds, so that each is seen several times. Shares are of the interval in the file.
 
-The history has samples at full hours, and around the moments that an `offset` leads to: rules look for the newest
-sample of five minutes before, so what they find and compute is the same as with a sample every minute. One thing costs
-less: Prometheus unpacks all samples between two hours. `--step=60 --campaigns=20` has them all, to compare with
-`--step=3600` at the same number.
-
-With --panels the queries of the dashboards follow, for 30 days and all campaigns, except that Campaign detail is of
-one. Needs the programs of `make programs`.
+The history has what is recorded of each complete day, and samples around the moments that an `offset` leads to: rules
+look for the newest sample of five minutes before, so what they find and compute is the same as with a sample every
+minute. `benchmarks.dashboards` measures the queries of the dashboards. Needs the programs of `make programs`.
 """
 
 import argparse
@@ -19,14 +15,14 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-import requests
 import yaml
 
 from exporter.braze.counters import ApiStatistics
@@ -43,8 +39,8 @@ from exporter.simulator.world import (
     VariationModel,
 )
 from exporter.state import CampaignState, WorkspaceState
-from tests.support.dashboards import UIDS, Json, as_list, filled_in, panels
-from tests.support.history import polled
+from tests.support.dashboards import Json, as_list
+from tests.support.history import polled, recorded_day
 from tests.support.servers import (
     ROOT,
     Answer,
@@ -78,7 +74,7 @@ _MIX: Sequence[tuple[int, Mapping[str, Sequence[str | None]]]] = (
 _RHYTHMS = (ALL_DAY, MORNINGS, WEEKDAYS, WEEKLY)
 
 _DAY = 86_400
-_HISTORY = 30 * _DAY
+_HOUR = 3600
 _HOURLY = 3 * _DAY  # so far back do panels look at the running day hour by hour
 _BLOCK = 54 * 3600  # the longest that Prometheus makes where it keeps 35 days
 _LOOK_BACK = 300
@@ -88,7 +84,6 @@ _PATIENCE = 1800  # seconds until every group was evaluated often enough
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": _DAY}
 _SHOWN = 10
 _ALLOWED = 0.1
-_POINTS = 1000  # Grafana asks for one a pixel
 _JOB, _INSTANCE = "braze-exporter", "braze-exporter:10105"
 _LABELS = f'job="{_JOB}",instance="{_INSTANCE}"'
 
@@ -127,30 +122,32 @@ def main() -> None:
     parser.add_argument(
         "--every", type=int, default=120, help="longest interval of a group, seconds (default: %(default)s)"
     )
-    parser.add_argument("--step", type=int, default=3600, help="seconds between samples (default: %(default)s)")
-    parser.add_argument("--panels", action="store_true", help="measure the queries of the dashboards, too")
     flags = parser.parse_args()
+    with ExitStack() as stack:
+        world = campaigns_by_workspace(flags.campaigns)
+        start = prepared(stack, world, looked_back_at(expressions()), days=30, every=flags.every)
+        print_groups(evaluated(stack.enter_context(start()), flags.evaluations))
+
+
+def prepared(
+    stack: ExitStack, world: Mapping[str, Sequence[CampaignModel]], look_back: LookBack, *, days: int, every: int
+) -> Callable[[], AbstractContextManager[Prometheus]]:
+    """Write the history of so many days; return what starts a Prometheus on it that scrapes and evaluates the rules."""
     promtool, prometheus = find_program("promtool"), find_program("prometheus")
     if promtool is None or prometheus is None:
         raise SystemExit("expected promtool and prometheus on PATH or from `make programs`")
-    world = campaigns_by_workspace(flags.campaigns)
     end = int(time.time())
-    look_back = looked_back_at(expressions(panels_too=flags.panels))
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="braze-exporter-bench-")))
-        text = exposition(world, end)
-        scrape = Answer(text, "text/plain; version=0.0.4; charset=utf-8")
-        series = text.count(b"\n")
-        print(f"{flags.campaigns:,} campaigns with {series:,} series, history with a sample every {flags.step:,} s")
-        for lines in history(world, look_back, moments(look_back, end, flags.step)):
-            write_history(promtool, lines, folder, longest=f"{_BLOCK}s")
-        configuration = configure(folder, stack.enter_context(serving(lambda *_: scrape)), flags.every)
-        # What takes too long is to be measured, too.
-        options = ("--storage.tsdb.retention.time=60d", f"--query.timeout={_PATIENCE}s")
-        server = stack.enter_context(running_prometheus(prometheus, configuration, folder, *options))
-        print_groups(evaluated(server, flags.evaluations))
-        if flags.panels:
-            print_panels(sorted(asked(server), reverse=True))
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="braze-exporter-bench-")))
+    text = exposition(world, end)
+    scrape = Answer(text, "text/plain; version=0.0.4; charset=utf-8")
+    campaigns, series = sum(map(len, world.values())), text.count(b"\n")
+    print(f"{campaigns:,} campaigns with {series:,} series, {days} days of history", flush=True)
+    for lines in history(world, look_back, moments(look_back, end, days)):
+        write_history(promtool, lines, folder, longest=f"{_BLOCK}s")
+    configuration = configure(folder, stack.enter_context(serving(lambda *_: scrape)), every)
+    # What takes too long is to be measured, too.
+    options = ("--storage.tsdb.retention.time=60d", f"--query.timeout={_PATIENCE}s")
+    return partial(running_prometheus, prometheus, configuration, folder, *options)
 
 
 # ---- the campaigns
@@ -203,23 +200,20 @@ def exposition(world: Mapping[str, Sequence[CampaignModel]], now: float) -> byte
 # ---- their history
 
 
-def expressions(*, panels_too: bool) -> str:
-    """Return the text of all rules, and perhaps of all queries of the dashboards."""
-    texts = [path.read_text(encoding="utf-8") for path in RULE_FILES]
-    if panels_too:
-        texts += [str(target["expr"]) for _, _, target in _targets()]
-    return "\n".join(texts)
+def expressions() -> str:
+    """Return the text of all rules."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in RULE_FILES)
 
 
-def looked_back_at(text: str) -> LookBack:
-    """Find the past samples that expressions read."""
+def looked_back_at(text: str, *, day_by_day: bool = False) -> LookBack:
+    """Find the past samples that expressions read; `day_by_day` says whether some read the raw series of days, too."""
     names = set(re.findall(r"(?<![:\w])braze_\w+", text))
     daily = {
         name for name in names if name.startswith("braze_previous_day_") or name.endswith("_day_timestamp_seconds")
     }
     at_offsets = re.findall(r"(?<![:\w])(braze_\w+)(?:\{[^}]*\})?(?: @ end\(\))? offset", text)
     offsets = {seconds(duration) for duration in re.findall(r"\boffset (\w+)", text)}
-    return LookBack(frozenset(daily), frozenset(at_offsets), frozenset(offsets))
+    return LookBack(frozenset(daily if day_by_day else ()), frozenset(at_offsets), frozenset(offsets))
 
 
 def seconds(duration: str) -> int:
@@ -227,9 +221,9 @@ def seconds(duration: str) -> int:
     return sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([smhd])", duration))
 
 
-def moments(look_back: LookBack, end: int, step: int) -> dict[int, bool]:
-    """Return the times of the history's samples in order; true are those of the regular ones."""
-    times = dict.fromkeys(range((end - _HISTORY) // step * step, end, step), True)
+def moments(look_back: LookBack, end: int, days: int) -> dict[int, bool]:
+    """Return the times of the history's samples in order; true are those of the regular ones, every hour."""
+    times = dict.fromkeys(range((end - days * _DAY) // _HOUR * _HOUR, end, _HOUR), True)
     for offset in look_back.offsets:
         first = end - offset - _LOOK_BACK
         for moment in range(first, min(first + _LOOK_BACK + _RUN, end), _AROUND):
@@ -245,17 +239,24 @@ def history(
     for moment, regular in times.items():
         blocks[moment // _BLOCK][moment] = regular
     recent = max(times) - _HOURLY
-    for block in blocks.values():
+    for number, block in blocks.items():
+        span = range(number * _BLOCK, min((number + 1) * _BLOCK, max(times)))
         yield (
             line
             for workspace, models in world.items()
             for model in models
-            for line in _samples(workspace, model, look_back, block, recent=recent)
+            for line in _samples(workspace, model, look_back, block, span, recent=recent)
         )
 
 
 def _samples(
-    workspace: str, model: CampaignModel, look_back: LookBack, times: Mapping[int, bool], *, recent: int
+    workspace: str,
+    model: CampaignModel,
+    look_back: LookBack,
+    times: Mapping[int, bool],
+    span: range,
+    *,
+    recent: int,
 ) -> Iterator[str]:
     """Yield a campaign's samples, series by series; on one day all have the value of noon, which costs the same."""
     zone = ZoneInfo(ZONES[workspace])
@@ -265,6 +266,9 @@ def _samples(
     for day, of_day in days.items():
         noon = datetime.fromordinal(day).replace(hour=12, tzinfo=zone)
         state = polled(workspace, zone, model, noon.timestamp())
+        six = noon.replace(hour=6).timestamp()
+        if int(six) in span:
+            yield from recorded_day(state, six)
         pieces = render(day_rows(state))
         for name in sorted(pieces.keys() & (look_back.daily | look_back.at_offsets)):
             lines = pieces[name].decode().splitlines()
@@ -388,58 +392,6 @@ def print_groups(groups: Sequence[Group]) -> None:
         print(f"{took:8.3f} s  {name}: {rule}")
     above = [group.name for group in groups if group.share >= _ALLOWED]
     print(f"\nat or above a tenth of the interval: {', '.join(above) or 'no group'}")
-
-
-def asked(server: Prometheus) -> Iterator[tuple[float, str]]:
-    """Run each query of each panel once; yield its seconds and its name."""
-    now = int(time.time())
-    one = f'campaign_id=~"{_campaign(0, {}).id}"'
-    for uid, panel, target in _targets():
-        expression = filled_in(str(target["expr"]))
-        if uid == "braze-campaign":
-            expression = expression.replace('campaign_id=~".+"', one)
-        query = {"query": expression}
-        if target.get("instant"):
-            path = "query"
-        else:
-            path = "query_range"
-            span = _spans().get(str(panel.get("timeFrom")), _HISTORY)
-            step = max(seconds(str(panel.get("interval") or "1m")), span // _POINTS // 60 * 60)
-            end = now // step * step
-            query |= {"start": str(end - span), "end": str(end), "step": str(step)}
-        started = time.perf_counter()
-        answer = _post(f"{server.url}/api/v1/{path}", query)
-        took = time.perf_counter() - started
-        if not answer.ok:
-            raise SystemExit(f"expected an answer to {query}, got {answer.text}")
-        yield took, f"{uid}: {panel['title']}, {target['refId']} ({len(answer.content):,} bytes)"
-
-
-def _targets() -> Iterator[tuple[str, Json, Json]]:
-    """Yield each target of each panel."""
-    for uid in UIDS:
-        for panel in panels(uid):
-            for target in as_list(panel["targets"]):
-                yield uid, panel, target
-
-
-def _spans() -> dict[str, int]:
-    """Return the lengths of the panels' own time ranges in seconds."""
-    own = {str(panel["timeFrom"]) for _, panel, _ in _targets() if panel.get("timeFrom")}
-    return {text: _DAY if text == "now/d" else seconds(text) for text in own}
-
-
-def _post(url: str, data: Mapping[str, str] | None = None) -> requests.Response:
-    with requests.Session() as session:
-        session.trust_env = False
-        return session.post(url, data=data, timeout=_PATIENCE)
-
-
-def print_panels(queries: Sequence[tuple[float, str]]) -> None:
-    """Print the slowest queries."""
-    print(f"\nthe slowest of the {len(queries)} queries of the dashboards, over 30 days")
-    for took, what in queries[:_SHOWN]:
-        print(f"{took:8.3f} s  {what}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from exporter.braze.data_series import clean
 from exporter.braze.errors import UNEXPECTED, BrazeError, Reason, log_traceback
+from exporter.rollover import hours_off, meaning, observe
 from exporter.state import CampaignState, Failure
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from exporter.braze.data_series import DataSeries, Day
     from exporter.config import Campaign, Config, Workspace
     from exporter.publisher import Publisher
+    from exporter.rollover import Rollover
     from exporter.state import CampaignKey, Clock
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class Campaigns:
         self._states: dict[CampaignKey, CampaignState] = {}
         self._clients: Mapping[str, Client] = {}
         self._succeeded_at: dict[CampaignKey, float] = {}
+        self._rollovers: dict[str, Rollover] = {}
         self._warned: set[tuple[CampaignKey, str]] = set()
         self._unpolled = Counter[tuple[str, str]]()  # by workspace and API
         self._apis = {polled.api.name: polled.api for polled in publisher.polled}
@@ -50,8 +53,14 @@ class Campaigns:
         """The state of every campaign, in the order of the configuration."""
         return tuple(self._states.copy().values())
 
+    def rollover(self, workspace: str) -> Rollover | None:
+        """Return the last rollover of a workspace's days, if any response had a day."""
+        return self._rollovers.get(workspace)
+
     def configure(self, config: Config, clients: Mapping[str, Client]) -> None:
         """Publish every campaign that is new or looks different, withdraw those that were removed, apply the limits."""
+        kept = [name for name, client in clients.items() if self._clients.get(name) is client]
+        self._rollovers = {name: self._rollovers[name] for name in kept if name in self._rollovers}
         before, self._clients, self._poll = self._states, clients, config.poll
         states = [
             self._configured(workspace, campaign, api)
@@ -90,8 +99,10 @@ class Campaigns:
         try:
             with self.lock:
                 if self._is_current(key, client):
-                    self._replace(self._succeeded(self._states[key], outcome))
+                    before = self._states[key]
+                    self._replace(self._succeeded(before, outcome))
                     self._succeeded_at[key] = self._clock.monotonic()
+                    self._observe_day(before, self._states[key])
                     self._log_left_out(key, outcome)
         except Exception as error:  # noqa: BLE001 - see above
             workspace, api, campaign_id = key
@@ -160,6 +171,34 @@ class Campaigns:
         _log_change(before, state)
         self._unpolled[state.workspace, state.api] -= not before.polls
         self.check_ready()
+
+    def _observe_day(self, before: CampaignState, after: CampaignState) -> None:
+        """Keep when the workspace's newest day began, and log what that says about `timezone`."""
+        if after.latest is None or after.last_success is None:
+            return
+        known = self._rollovers.get(after.workspace)
+        rollover = observe(
+            known,
+            after.latest.date,
+            moment=after.last_success,
+            last_success=before.last_success,
+            interval=after.interval,
+        )
+        self._rollovers[after.workspace] = rollover
+        offset = rollover.offset(after.timezone)
+        if offset is None or (known is not None and known.day == rollover.day):
+            return
+        logger.log(
+            logging.WARNING if hours_off(offset, after.interval) else logging.INFO,
+            "a new day began",
+            extra={
+                "workspace": after.workspace,
+                "day": str(rollover.day),
+                "timezone": after.timezone.key,
+                "seconds_after_midnight": round(offset),
+                "meaning": meaning(offset, after.interval),
+            },
+        )
 
     def _log_left_out(self, key: CampaignKey, series: DataSeries) -> None:
         """Log what of a response is not shown, once per campaign."""

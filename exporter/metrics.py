@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime, time
-from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from exporter.braze.counters import DURATION_BUCKETS
 from exporter.braze.errors import Reason
 from exporter.catalogue import CAMPAIGN_STATISTICS, CONVERSIONS, MESSAGE_STATISTICS, REVENUE, conversion
+from exporter.rollover import midnight
 from exporter.shards import WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import date
     from zoneinfo import ZoneInfo
 
     from exporter.braze.counters import ApiStatistics
@@ -179,6 +177,13 @@ WORKSPACE_UP = _own(
 )
 WORKSPACE_CAMPAIGNS = _own("braze_workspace_campaigns", "Campaigns that are polled", "workspace")
 WORKSPACE_INFO = _own("braze_workspace_info", "Time zone of Braze's days", "timezone", "workspace", type="info")
+WORKSPACE_ROLLOVER = _own(
+    "braze_workspace_day_rollover_offset_seconds",
+    "Time from midnight in the configured time zone to the first response with the day that began then: up to about an "
+    "interval if the zone is right, about a day if Braze's responses end with yesterday; "
+    "absent until a day begins while the exporter polls",
+    "workspace",
+)
 API_REQUESTS = _own(
     "braze_api_requests_total", "Requests sent to Braze, retries included", "api", "workspace", type="counter"
 )
@@ -229,6 +234,7 @@ OWN_FAMILIES: tuple[Family, ...] = (
     WORKSPACE_UP,
     WORKSPACE_CAMPAIGNS,
     WORKSPACE_INFO,
+    WORKSPACE_ROLLOVER,
     API_REQUESTS,
     API_FAILURES,
     API_DURATION,
@@ -278,6 +284,8 @@ def workspace_rows(state: WorkspaceState) -> Iterator[Row]:
     samples = [_sample(WORKSPACE_CAMPAIGNS, state.campaigns)]
     if state.up is not None:
         samples.append(_sample(WORKSPACE_UP, state.up))
+    if state.rollover_offset is not None:
+        samples.append(_sample(WORKSPACE_ROLLOVER, state.rollover_offset))
     yield Row((), (workspace,), tuple(samples))
     yield Row((), (("timezone", state.timezone), workspace), (_sample(WORKSPACE_INFO, 1),))
     for api, statistics in state.apis.items():
@@ -312,12 +320,7 @@ def exporter_rows(
 
 def day_timestamp(day: Day, timezone: ZoneInfo) -> float:
     """Return the Unix time in seconds at which the day begins in the zone."""
-    return _midnight(day.date, timezone)
-
-
-@lru_cache(maxsize=1024)  # few days are shown at a time, of many campaigns
-def _midnight(day: date, timezone: ZoneInfo) -> float:
-    return (datetime.combine(day, time.min, timezone) - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
+    return midnight(day.date, timezone)
 
 
 def _campaign_row(state: CampaignState, day: Day, groups: _DayGroups) -> Row:

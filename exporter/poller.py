@@ -78,7 +78,7 @@ class Poller:
     @property
     def workspaces(self) -> tuple[WorkspaceState, ...]:
         """The state of every workspace, in the order of the configuration."""
-        return tuple(workspace.state() for workspace in self._workspaces.values())
+        return tuple(workspace.state(self._campaigns.rollover(name)) for name, workspace in self._workspaces.items())
 
     def start(self) -> None:
         """Poll every campaign as fast as the rate limits allow, then each in its slot, until the poller is stopped."""

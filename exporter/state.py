@@ -60,6 +60,7 @@ class WorkspaceState:
     """State of a workspace; `paused` is the refusal after which only probes are sent.
 
     `up` is None without campaigns: all of them are other shards', and nothing is polled.
+    `rollover_offset` is in seconds, None until a day begins.
     """
 
     workspace: str
@@ -68,6 +69,7 @@ class WorkspaceState:
     up: bool | None
     paused: Reason | None
     apis: Mapping[str, ApiStatistics]
+    rollover_offset: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

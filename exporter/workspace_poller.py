@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from exporter.braze.data_series import DataSeries
     from exporter.config import Config, Workspace
     from exporter.polled import Polled
+    from exporter.rollover import Rollover
     from exporter.state import Clock
     from exporter.system.threads import Start
 
@@ -73,8 +74,8 @@ class WorkspacePoller:
         self._stopped = False
         self._succeeded_at = -math.inf
 
-    def state(self) -> WorkspaceState:
-        """Return the workspace's state now."""
+    def state(self, rollover: Rollover | None) -> WorkspaceState:
+        """Return the workspace's state now; `rollover` is that of its days, if known."""
         recent = self._clock.monotonic() - self._succeeded_at <= _INTERVALS_UP * self._poll.interval
         campaigns, paused = len(self._workspace.campaigns), self.client.paused
         return WorkspaceState(
@@ -84,6 +85,7 @@ class WorkspacePoller:
             up=recent and paused is not Reason.UNAUTHORIZED if campaigns else None,
             paused=paused,
             apis=self.client.statistics,
+            rollover_offset=None if rollover is None else rollover.offset(self._workspace.timezone),
         )
 
     def start(self) -> None:

@@ -50,9 +50,9 @@ def test_bench(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("promtool")
 def test_rules() -> None:
     """The measurement of the rules ends by itself and prints the cost of each group of each file."""
-    output = output_of("benchmarks.rules", "--campaigns=3", "--evaluations=1", "--every=1", "--panels")
+    output = output_of("benchmarks.rules", "--campaigns=3", "--evaluations=1", "--every=1")
 
-    about, groups, costliest, verdict, queries = output.split("\n\n")
+    about, groups, costliest, verdict = output.split("\n\n")
     measured = re.findall(r"^  (\S+) +(\d+) .* (\S+) s +(\S+) s +\S+%$", groups, re.MULTILINE)
     expected = {
         group["name"]: len(group["rules"])
@@ -64,7 +64,21 @@ def test_rules() -> None:
     assert all(0 < float(median) <= float(worst) for _, _, median, worst in measured), groups
     assert float(costliest.splitlines()[1].split()[0]) > 0
     assert "tenth of the interval" in verdict
-    assert float(queries.splitlines()[1].split()[0]) > 0
+
+
+@pytest.mark.alone
+@pytest.mark.usefixtures("promtool")
+def test_dashboards() -> None:
+    """The measurement of the dashboards ends by itself and prints the times of each dashboard, and what is too slow."""
+    output = output_of("benchmarks.dashboards", "--campaigns=3", "--days=8", "--every=1")
+
+    about, table, slowest, verdict = output.split("\n\n")
+    measured = re.findall(r"^(braze-\w+) +(\d+) +(\S+) +(\S+) +(\S+)$", table, re.MULTILINE)
+    assert about.startswith("3 campaigns")
+    assert {uid for uid, *_ in measured} == {path.stem for path in (ROOT / "grafana/dashboards").glob("*.json")}
+    assert all(0 < float(p50) <= float(worst) <= float(all_of_them) for _, _, p50, worst, all_of_them in measured)
+    assert float(slowest.splitlines()[1].split()[0]) > 0
+    assert "above a second" in verdict
 
 
 @pytest.mark.alone

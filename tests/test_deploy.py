@@ -56,7 +56,7 @@ esac
 
 def test_copies_are_copies() -> None:
     """The copies of rules and dashboards in deploy are up to date: `make generate` writes them."""
-    written = {*manifests.CHART_FILES.rglob("*.*"), manifests.PROMETHEUS_RULE}
+    written = {*manifests.CHART_FILES.rglob("*.*"), manifests.PROMETHEUS_RULE, manifests.ALERT_LABELS}
 
     assert {path: path.read_text(encoding="utf-8") for path in written if path.is_file()} == manifests.files()
 
@@ -225,7 +225,7 @@ def test_commands_for_kustomize(checker: Checker, openssl: Path, tmp_path: Path,
     checkout = tmp_path / "checkout"
     copy_of_the_repository(checkout)
     (checkout / "password").write_text("a-password-of-this-test", encoding="utf-8")
-    (web_config,) = blocks("deploy/kubernetes/README.md", "yaml")
+    *_, web_config = blocks("deploy/kubernetes/README.md", "yaml")
     (checkout / "web.yml").write_text(web_config, encoding="utf-8")
     commands = "\n".join(blocks("deploy/kubernetes/README.md", "sh"))
     # The exporter on this machine misses the key file that is in the pod.

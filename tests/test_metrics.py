@@ -57,6 +57,7 @@ WORKSPACE = WorkspaceState(
     up=True,
     paused=None,
     apis={"data_series": ApiStatistics(1, rate_limit=1, rate_limit_remaining=1, rate_limit_reset=1)},
+    rollover_offset=90.0,
 )
 
 
@@ -220,14 +221,16 @@ def test_what_a_workspace_says() -> None:
     assert samples["braze_workspace_campaigns", None] == 3
     assert samples["braze_workspace_up", None] == 0
     assert samples["braze_workspace_info", None] == 1
+    assert samples["braze_workspace_day_rollover_offset_seconds", None] == 90
     assert samples["braze_api_requests_total", None] == 5
     assert samples["braze_api_request_failures_total", ("reason", "timeout")] == 2
     assert samples["braze_api_request_failures_total", ("reason", "connection")] == 0
     assert samples["braze_api_rate_limit", None] == 50
     assert samples["braze_api_rate_limit_remaining", None] == 7
     assert samples["braze_api_rate_limit_reset_timestamp_seconds", None] == 1.5e9
-    unknown = {name for row in workspace_rows(replace(state, up=None)) for (name, *_), _ in row.samples}
-    assert "braze_workspace_up" not in unknown
+    unknown = replace(state, up=None, rollover_offset=None)
+    names = {name for row in workspace_rows(unknown) for (name, *_), _ in row.samples}
+    assert not names & {"braze_workspace_up", "braze_workspace_day_rollover_offset_seconds"}
 
 
 def test_what_the_polls_of_a_campaign_say() -> None:

@@ -5,6 +5,7 @@
 
 import gzip
 import itertools
+import logging
 import math
 import re
 import time
@@ -428,6 +429,40 @@ def test_running_day_or_not(newest_day: Literal["today", "yesterday"], expected:
         eventually(run.ready, what="the end of the first round")
 
         assert {str(state.latest.date) for state in run.poller.campaigns if state.latest} == {expected}
+
+
+def test_the_start_of_a_day_proves_the_zone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first response with a new day gives the offset, a reload of `timezone` another one, a day back none."""
+    caplog.set_level(logging.INFO)
+    midnight = NOON + 12 * 3600
+    moment = midnight - 0.5
+    with Simulator(api_key=KEY, campaigns=2, clock=lambda: moment) as braze:
+        loaded = configured(tmp_path, braze, poll=PATIENT, workspace="timezone: Europe/Berlin")
+        right = configured(tmp_path, braze, poll=PATIENT)
+        with polling(loaded, wall=lambda: moment) as run:
+            eventually(lambda: fewest_polls(run) >= 2, what="two polls of each campaign")
+            before = run.poller.workspaces[0].rollover_offset
+            moment = midnight + 0.5
+            eventually(lambda: run.poller.workspaces[0].rollover_offset is not None, what="the new day")
+            wrong = run.poller.workspaces[0].rollover_offset
+            run.poller.apply(right, compare(loaded, right))
+            corrected = run.poller.workspaces[0].rollover_offset
+            moment, polls = midnight - 0.5, fewest_polls(run)
+            eventually(lambda: fewest_polls(run) >= polls + 2, what="polls of a day that goes back")
+            moment, polls = midnight + 1.5, fewest_polls(run)
+            eventually(lambda: fewest_polls(run) >= polls + 2, what="polls of the day after")
+
+            assert (before, wrong, corrected) == (None, 3600.5, 0.5)
+            assert run.poller.workspaces[0].rollover_offset == 0.5
+    begun = [record for record in caplog.records if record.message == "a new day began"]
+    assert [(record.levelname, record.__dict__["meaning"]) for record in begun] == [
+        ("WARNING", "timezone is too far east by 1 hour")
+    ]
+
+
+def fewest_polls(run: Polling) -> int:
+    """Return how often the campaign with the fewest polls was polled."""
+    return min(state.polls for state in run.poller.campaigns)
 
 
 def test_a_day_that_disappears(tmp_path: Path, braze: Simulator) -> None:

@@ -6,10 +6,13 @@ Kustomize cannot wrap a file into another object, and Helm reads no file outside
 from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "deploy/prometheus/rules"
 DASHBOARDS = ROOT / "grafana/dashboards"
 PROMETHEUS_RULE = ROOT / "deploy/kubernetes/components/prometheus-rule/prometheus-rule.yaml"
+ALERT_LABELS = ROOT / "deploy/kubernetes/components/alert-labels/kustomization.yaml"
 CHART_FILES = ROOT / "deploy/helm/braze-exporter/files"
 
 _HEAD = """\
@@ -23,6 +26,20 @@ metadata:
     app.kubernetes.io/instance: braze-exporter
 spec:
   groups:
+"""
+
+_LABELS_HEAD = """\
+# Written by `make generate` from deploy/prometheus/rules. After prometheus-rule: every alert gets the label namespace,
+# as an AlertmanagerConfig of that namespace gets no others. For another namespace than braze-exporter copy this
+# component and replace the value.
+apiVersion: kustomize.config.k8s.io/v1alpha1
+kind: Component
+
+patches:
+  - target:
+      kind: PrometheusRule
+      name: braze-exporter
+    patch: |-
 """
 
 
@@ -42,6 +59,7 @@ def files() -> dict[Path, str]:
     dashboards = _texts(DASHBOARDS, "*.json")
     return {
         PROMETHEUS_RULE: prometheus_rule(rules),
+        ALERT_LABELS: alert_labels(rules),
         **{CHART_FILES / "rules" / name: text for name, text in rules.items()},
         **{CHART_FILES / "dashboards" / name: text for name, text in dashboards.items()},
     }
@@ -53,6 +71,17 @@ def prometheus_rule(rules: Mapping[str, str]) -> str:
     `rules` are texts of rule files by name; each has the key `groups` alone. Pure.
     """
     return _HEAD + "".join(_indented(text.partition("groups:\n")[2]) for text in rules.values())
+
+
+def alert_labels(rules: Mapping[str, str]) -> str:
+    """Return a kustomize component (YAML) that adds the label namespace to every alert of the PrometheusRule. Pure."""
+    groups = [group for text in rules.values() for group in yaml.safe_load(text)["groups"]]
+    return _LABELS_HEAD + "".join(
+        f"      - {{op: add, path: /spec/groups/{number}/rules/{place}/labels/namespace, value: braze-exporter}}\n"
+        for number, group in enumerate(groups)
+        for place, rule in enumerate(group["rules"])
+        if "alert" in rule
+    )
 
 
 def _indented(text: str) -> str:

@@ -359,7 +359,11 @@ def _newest_day(responses: Sequence[DataSeries], checked: Checked) -> Iterator[D
     span, zones = _fitting(newest, checked.ended_at)
     fitting = f"it is that day {span}, for example in {zones}"
     if newest in days:
-        yield Diagnosis(ok=True, text=f"the newest day is {newest}, today in {zone.key}, as now {span}")
+        yield Diagnosis(
+            ok=True,
+            text=f"the newest day is {newest}, today in {zone.key}, as now {span}",
+            advice=("After the next midnight braze_workspace_day_rollover_offset_seconds proves the zone.",),
+        )
     elif newest > days[1]:
         yield Diagnosis(
             ok=False,
@@ -377,6 +381,7 @@ def _newest_day(responses: Sequence[DataSeries], checked: Checked) -> Iterator[D
                 "Either Braze's responses end with yesterday, which is all right: both days are complete then;",
                 f"or timezone lies east of the zone in which Braze counts: now {fitting}.",
                 "Check again at another time of the day: in the right zone the day changes at midnight.",
+                "An exporter that runs at that time says which: braze_workspace_day_rollover_offset_seconds.",
             ),
         )
     else:

@@ -25,6 +25,7 @@ from exporter import __version__
 from exporter.advice import ADVICE
 from exporter.braze.errors import Reason
 from exporter.config import duration_text
+from exporter.rollover import hours_off, meaning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -71,7 +72,10 @@ def landing_page(
         summary="\n".join(_summary(workspaces, campaigns, states, configuration)),
         time=_time(now),
         refresh=f'<meta http-equiv="refresh" content="{reload_interval}">' if reload_interval else "",
-        workspaces="\n".join(_workspace(workspace, failing[workspace.workspace], now) for workspace in workspaces),
+        workspaces="\n".join(
+            _workspace(workspace, failing[workspace.workspace], configuration.current.poll.interval, now)
+            for workspace in workspaces
+        ),
         options="".join(f'<option value="{state}">{state} ({states[state]:,})</option>' for state in _STATES),
         total=f"{len(campaigns):,}",
         campaigns="\n".join(_campaign(campaign, shown.get(campaign.key, 0), now) for campaign in ordered),
@@ -173,7 +177,7 @@ def _advice(reason: Reason) -> str:
     return f"<li><b>{_words(reason)}</b>: {cause}. <i>What to do: {remedy}.</i></li>\n"
 
 
-def _workspace(workspace: WorkspaceState, failing: int, now: float) -> str:
+def _workspace(workspace: WorkspaceState, failing: int, interval: float, now: float) -> str:
     limits = [
         f"{api}: {statistics.rate_limit_remaining:,.0f} of {statistics.rate_limit:,.0f}"
         + ("" if statistics.rate_limit_reset is None else _reset(statistics.rate_limit_reset, now))
@@ -186,9 +190,18 @@ def _workspace(workspace: WorkspaceState, failing: int, now: float) -> str:
         f"{workspace.campaigns:,}",
         f"{failing:,}",
         "<br>".join(limits) or "not known",
-        html.escape(workspace.timezone),
+        html.escape(workspace.timezone) + _rollover(workspace.rollover_offset, interval),
     )
-    return _row(cells, bad=workspace.up is False or workspace.paused is not None)
+    off = workspace.rollover_offset is not None and hours_off(workspace.rollover_offset, interval)
+    return _row(cells, bad=workspace.up is False or workspace.paused is not None or bool(off))
+
+
+def _rollover(offset: float | None, interval: float) -> str:
+    """Return the sentence about the last day that began, empty until one does."""
+    if offset is None:
+        return ""
+    minutes = f"{abs(offset) / 60:,.0f} min {'before' if offset < 0 else 'after'} midnight"
+    return f"<br><i>The last new day came {minutes}: {html.escape(meaning(offset, interval))}.</i>"
 
 
 def _workspace_state(workspace: WorkspaceState) -> str:

@@ -1,7 +1,7 @@
 // Bundles the page, serves it on loopback and takes a picture of each dashboard with Chromium:
 //   node draw.mjs CHROMIUM FOLDER PICTURE...
-// A picture is JSON: the `name` of its file, the parameters of the page's `address`, and perhaps `parts`, pictures of
-// their own: each has a `name` and the titles of the rows `from` which and up `to` which it goes.
+// A picture is JSON: the `name` of its file, the parameters of the page's `address`, and perhaps its `width` in pixels
+// and `parts`, pictures of their own: each has a `name` and the titles of the rows `from` which and up `to` which it goes.
 
 import { mkdtemp, rm, cp, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -57,7 +57,7 @@ async function serve(site) {
   return { bundler, origin: `http://127.0.0.1:${port}` };
 }
 
-async function draw({ name, address, parts = [] }) {
+async function draw({ name, address, width = 1440, height: least = 900, parts = [] }) {
   const page = await browser.newPage();
   try {
     page.on('pageerror', (error) => console.error(`${name}: ${error.stack}`));
@@ -66,7 +66,7 @@ async function draw({ name, address, parts = [] }) {
         console.error(`${name}: ${message.text()} ${message.location().url ?? ''}`);
       }
     });
-    await page.setViewport({ width: 1440, height: 900 });
+    await page.setViewport({ width, height: least });
     await page.evaluateOnNewDocument(`{
       const now = ${address.now} * 1000;
       Date = class extends Date {
@@ -81,7 +81,7 @@ async function draw({ name, address, parts = [] }) {
       throw new Error(`${name}: ${failure}`);
     }
     const height = await page.$eval('main', (main) => Math.ceil(main.getBoundingClientRect().height));
-    await page.setViewport({ width: 1440, height });
+    await page.setViewport({ width, height });
     await page.waitForNetworkIdle();
     const tops = await page.$$eval('h2', (rows) =>
       rows.map((row) => ({ title: row.textContent, top: row.getBoundingClientRect().top }))
@@ -90,7 +90,7 @@ async function draw({ name, address, parts = [] }) {
     const drawn = { [name]: smaller(await page.screenshot()) };
     for (const part of parts) {
       const [y, end] = [topOf(part.from, 0), topOf(part.to, height)];
-      drawn[part.name] = smaller(await page.screenshot({ clip: { x: 0, y, width: 1440, height: end - y } }));
+      drawn[part.name] = smaller(await page.screenshot({ clip: { x: 0, y, width, height: end - y } }));
     }
     return drawn;
   } finally {

@@ -6,23 +6,24 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from exporter import __version__
 from exporter.braze.counters import ApiStatistics
 from exporter.braze.errors import Reason
 from exporter.exposition import render
 from exporter.metrics import CAMPAIGN_STATUS, day_rows, exporter_rows, status_rows, workspace_rows
 from exporter.simulator.world import CONTROL_GROUP, CampaignModel, ChannelModel, VariationModel, campaign_models
 from exporter.state import CampaignState, WorkspaceState
-from tests.support.history import polled
+from tests.support.history import polled, recorded_day
 
-NOW = datetime(2025, 11, 6, 15, tzinfo=UTC)
-"""When the history ends, a Thursday afternoon."""
+NOW = datetime(2025, 11, 6, 19, 40, tzinfo=UTC)
+"""When the history ends, a Thursday evening."""
 
 ZONE = "Europe/Berlin"
 STEP = timedelta(minutes=5)
 """Between two samples where panels look closely; elsewhere there is one an hour."""
 
 _CLOSE_DAYS = 3
-_FIRST = NOW.replace(hour=0) - timedelta(days=30)
+_FIRST = NOW.replace(hour=0, minute=0) - timedelta(days=30)
 _FAILING_SINCE = NOW - timedelta(hours=1, minutes=35)
 _REFUSED_SINCE = NOW - timedelta(minutes=50)
 _STALE_AFTER = timedelta(minutes=20)
@@ -68,7 +69,19 @@ def samples() -> Iterator[str]:
                 series, _, value = line.rpartition(" ")
                 yield f"{_with_target(series)} {value}{time}"
         moment += STEP
+    yield from _recorded_days()
     yield from (f"{line} {NOW.timestamp():.0f}\n" for line in _ALERTS.splitlines())
+
+
+def _recorded_days() -> Iterator[str]:
+    """Yield what is recorded of each complete day, in the morning of the next."""
+    midnight = _FIRST.astimezone(ZoneInfo(ZONE)).replace(hour=0) + timedelta(days=1)
+    while (six := midnight.astimezone(UTC) + timedelta(hours=6)) <= NOW:
+        for workspace, campaigns in CAMPAIGNS.items():
+            for campaign in campaigns:
+                state = polled(workspace, ZoneInfo(ZONE), campaign, six.timestamp())
+                yield from recorded_day(state, six.timestamp())
+        midnight += timedelta(days=1)
 
 
 def _is_looked_at_closely(moment: datetime) -> bool:
@@ -96,7 +109,7 @@ def _exposition(moment: datetime) -> Iterator[str]:
         )
         yield from _lines(render(workspace_rows(shown)))
     own = exporter_rows(
-        version="1.0.0", python_version="3.13", reload_successful=True, reload_time=_FIRST.timestamp(), series=2400
+        version=__version__, python_version="3.13", reload_successful=True, reload_time=_FIRST.timestamp(), series=2400
     )
     yield from _lines(render(own))
     uptime = now - _FIRST.timestamp()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from grafana.source.channels import CHANNELS
 from grafana.source.dashboards import (
     CAMPAIGN_UID,
     Row,
@@ -22,7 +21,6 @@ from grafana.source.panels import (
     Look,
     Panel,
     Query,
-    bar_chart,
     bar_gauge,
     fixed_color,
     matrix_panel,
@@ -32,19 +30,17 @@ from grafana.source.panels import (
     share_column,
     stat_panel,
     table_panel,
+    threshold_lines,
     time_series,
 )
-from grafana.source.promql import CAMPAIGN, EMAIL, EVENT, SMS, VARIATION, Selection, total
+from grafana.source.promql import EMAIL, EVENT, SMS, Selection, ratio, total
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from grafana_foundation_sdk.models import dashboard
 
 CHOSEN = Selection(('channel=~"$channel"', 'variation_name=~"$variation"'))
 YESTERDAY = CHOSEN.yesterday
 ROWS = ("channel", "variation_id", "variation_name")
-LABELS = {"channel": "Channel", "variation_name": "Variation"}
 
 NOT_SMS = 'channel!="sms"'
 
@@ -118,10 +114,15 @@ def campaign() -> dashboard.Dashboard:
         rows=(
             Row("Today, in days of ${zone:csv}", _today()),
             Row("Yesterday, complete, by channel", _yesterday()),
-            Row("Variations against the control group, the last 28 complete days", _variations()),
             Row("History", _history()),
+            Row(
+                "Variations compared, the last 28 complete days",
+                _variations(),
+                collapsed=True,
+            ),
         ),
         since="now-28d",
+        refresh="30m",
         marks_day_change=("Today against the last four weeks", "Messages per hour", "Opens, reads and clicks per hour"),
     )
 
@@ -133,7 +134,7 @@ def _today() -> tuple[dashboard.Panel, ...]:
         stat_panel(
             Panel(
                 "Day shown",
-                "The newest day that Braze answers with, in the workspace's time zone. Right where yours is less than "
+                "The newest day in Braze's responses, in the workspace's time zone. Right where yours is less than "
                 "12 hours away.",
                 "The campaign has no data: see the dashboard Exporter health.",
                 unit=DATE,
@@ -143,12 +144,18 @@ def _today() -> tuple[dashboard.Panel, ...]:
             Query("day", noon(f"max({CHOSEN.day()})")),
         ),
         stat_panel(
-            Panel("Sent today", "Sends so far; of in-app messages the impressions.", no_sends, first="text", width=8),
+            Panel(
+                "Volume today",
+                "Messages so far: sends, and views where a channel sends none.",
+                no_sends,
+                first="text",
+                width=8,
+            ),
             Query("messages", total(volume)),
         ),
         stat_panel(
             Panel(
-                "Usual by now",
+                "Usual by this time",
                 "Median of the same weekday at this time in the last four weeks. Braze keeps days and not hours, so "
                 "this fills week by week while the exporter runs, and needs a Prometheus that keeps 30 days.",
                 "No week of history yet.",
@@ -277,8 +284,16 @@ def _yesterday() -> tuple[dashboard.Panel, ...]:
 
 
 def _variations() -> tuple[dashboard.Panel, ...]:
-    def recorded(statistic: str) -> str:
-        return CHOSEN.recorded(f"variation:braze_message_conversions:{statistic}", EVENT)
+    def recorded(statistic: str, *, of: str = "variation") -> str:
+        return CHOSEN.recorded(f"{of}:braze_message_conversions:{statistic}", EVENT)
+
+    counted = (
+        f"{CHOSEN.recorded('variation:braze_variation:counted')}\n"
+        f"or {CHOSEN.recorded('variation:braze_control_group:group')}"
+    )
+
+    def counted_once(expression: str) -> str:
+        return f"{expression}\nand on (workspace, campaign_id, channel, variation_id, variation_name) ({counted})"
 
     recipients = CHOSEN.recorded("variation:braze_message_unique_recipients:sum28d")
     revenue = CHOSEN.recorded("variation:braze_message_revenue_dollars:sum28d")
@@ -286,53 +301,75 @@ def _variations() -> tuple[dashboard.Panel, ...]:
         "Nothing to compare: Braze reports recipients and conversions of variations where a campaign has several. If "
         "it has, the rules braze-ab of deploy/prometheus/rules are not loaded, or there is no complete day yet."
     )
-    control = CHOSEN.recorded("variation:braze_control_group:group")
-    has_control = CHOSEN.recorded("control_group:braze_message_unique_recipients:sum28d", of=(*CAMPAIGN, "channel"))
-    compared = recorded("sum28d")
-    verdict = (
-        f"({recorded('z28d')} > bool 1.96) - ({recorded('z28d')} < bool -1.96)\n"
-        f"or {control} * 0 + 8\n"
-        f"or ({compared} * 0 + 7 unless on (workspace, campaign_id, channel) {has_control})\n"
-        f"or {compared} * 0 + 9"
-    )
     return (
         table_panel(
             Panel(
-                "Variations against the control group",
-                "Conversions of event $event that happened / unique recipients of each day, over the last 28 complete "
-                "days. Lift: the rate over the control group's, minus 1, with its 95 % interval (of the log ratio). "
-                "Confidence: two-sided. All from ten conversions in both groups on. Neither corrected for looking "
-                "every day nor for several variations: 95 % is worth a look, the decision is due on the date planned "
-                "before. Better or worse than control: from 95 % confidence on. Who converted on several days counts "
-                "on each.",
+                "Variations compared",
+                "Conversions of event $event that happened / unique recipients of each day, over 28 complete days, "
+                "with the 95 % interval of the rate (Wilson's). Lift: the rate over that of the reference, minus 1, "
+                "with its interval. The reference is the control group of the channel, else of the campaign, else "
+                "the best other variation. A winner needs 95 % confidence, ten conversions in both groups and seven "
+                "days. Who looks every day, or compares several variations, finds a winner by chance far more often "
+                "than once in 20 times: wait for the day planned before, or require 99 %. People of a variation that "
+                "is sent in several channels are counted in one of them; who converted on several days counts on "
+                "each.",
                 unknown,
                 width=24,
+                height=9,
             ),
-            Column("Unique Recipients", recipients),
-            Column("Conversions", recorded("sum28d")),
-            share_column("Conversion Rate", recorded("ratio28d"), decimals=2),
-            Column("Revenue per recipient", f"{revenue}\n/ ({recipients} > 0)", unit="currencyUSD", decimals=2),
+            Column("Unique Recipients", counted_once(recipients)),
+            Column("Conversions", counted_once(recorded("sum28d")), width=105),
+            share_column("Conversion Rate", counted_once(recorded("ratio28d")), decimals=2, width=100),
+            share_column("at least", counted_once(recorded("ratio28d_lower")), decimals=2),
+            share_column("at most", counted_once(recorded("ratio28d_upper")), decimals=2),
+            Column(
+                "Revenue per recipient",
+                counted_once(f"{revenue}\n/ ({recipients} > 0)"),
+                unit="currencyUSD",
+                decimals=2,
+            ),
+            share_column("Rate of the reference", recorded("ratio28d", of="reference"), decimals=2),
             share_column("Lift", recorded("lift28d")),
-            share_column("Lift, lower", recorded("lift28d_lower")),
-            share_column("Lift, upper", recorded("lift28d_upper")),
-            share_column("Confidence", recorded("confidence28d")),
+            share_column("Lift, at least", recorded("lift28d_lower")),
+            share_column("Lift, at most", recorded("lift28d_upper")),
+            share_column("Confidence", recorded("confidence28d"), most=(0.9995, ">99.9 %"), width=100),
             Column(
                 "Verdict",
-                verdict,
+                recorded("verdict28d"),
                 words=(
-                    ("1", "better than control", "green"),
-                    ("0", "no difference shown", "text"),
-                    ("-1", "worse than control", "red"),
+                    ("1", "leads, 95 %", "green"),
+                    ("0", "no winner yet", "text"),
+                    ("-1", "is behind, 95 %", "red"),
                     ("8", "control group", "text"),
-                    ("7", "no control group", "text"),
-                    ("9", "not enough data yet", "text"),
+                    ("9", "too few conversions", "text"),
                 ),
-                width=180,
+                width=150,
             ),
-            labels=LABELS,
-            hidden=("variation_id", "campaign_id", "workspace"),
+            Column("More recipients needed, about", f"{recorded('needed28d')}\nand ({recorded('verdict28d')} == 0)"),
+            labels={"variation_name": "Variation"},
+            hidden=("channel", "variation_id", "campaign_id", "workspace"),
         ),
-        _intervals(recorded, unknown),
+        time_series(
+            Panel(
+                "Conversion rate by day and variation",
+                "Is the difference there day after day? Conversions of event $event on the day / unique recipients "
+                "of the day, of the channel with the most. Blank below 50 recipients.",
+                "No variation had 50 recipients on a complete day and the conversion event chosen above.",
+                unit="percentunit",
+                interval="1d",
+                least=0,
+                width=16,
+            ),
+            Query(
+                "{{variation_name}}",
+                ratio(
+                    _of_people(CHOSEN.days("message_conversions", ROWS, EVENT)),
+                    _of_people(CHOSEN.days("message_unique_recipients", ROWS)),
+                    least=50,
+                ),
+            ),
+            look=Look("points and lines"),
+        ),
         stat_panel(
             Panel(
                 "Extra conversions against the control group",
@@ -345,85 +382,44 @@ def _variations() -> tuple[dashboard.Panel, ...]:
             ),
             Query("conversions", total(recorded("extra28d"))),
         ),
-        time_series(
-            Panel(
-                "Conversion rate by day and variation",
-                "Does the difference hold day after day? Conversions of event $event on the day / unique recipients "
-                "of the day. Blank below 50 recipients.",
-                "No variation had 50 recipients on a complete day and the conversion event chosen above.",
-                unit="percentunit",
-                interval="1d",
-                least=0,
-                width=24,
-            ),
-            Query(
-                "{{channel}} {{variation_name}}",
-                CHOSEN.daily_ratio(ROWS, YESTERDAY("conversions", EVENT), YESTERDAY("unique_recipients"), least=50),
-            ),
-            look=Look("points and lines"),
-        ),
-    )
-
-
-def _intervals(recorded: Callable[[str], str], unknown: str) -> dashboard.Panel:
-    def joined(statistic: str) -> str:
-        return f'label_join({recorded(statistic)}, "row", "{_BETWEEN}", "channel", "variation_name")'
-
-    return bar_chart(
-        Panel(
-            "Conversion rate with its 95 % interval",
-            "Rate of event $event over 28 complete days, with the ends of Wilson's interval. Widely overlapping "
-            "intervals: no difference shown yet.",
-            unknown,
-            unit="percentunit",
-            decimals=2,
-            least=0,
-            width=16,
-        ),
-        Column("lower", joined("ratio28d_lower")),
-        Column("rate", joined("ratio28d")),
-        Column("upper", joined("ratio28d_upper")),
-        label="row",
-        hidden=VARIATION,
-        words={f"^{key}{_BETWEEN}(.*)$": f"{word}{_BETWEEN}$1" for key, word in CHANNELS.items()},
     )
 
 
 def _history() -> tuple[dashboard.Panel, ...]:
-    rates = {
-        "delivered": ("delivered", "sent"),
-        "unique opens": ("unique_opens", "delivered"),
-        "unique clicks": ("unique_clicks", "delivered"),
-        "unsubscribes": ("unsubscribes", "delivered"),
-    }
     return (
         time_series(
             Panel(
-                "Messages per day",
-                "Sends of each complete day, of in-app messages the impressions, drawn at the day's own date; "
-                "yesterday appears when the workspace's day is six hours old.",
+                "Volume per day",
+                "Messages of each complete day: sends, and views where a channel sends none. Drawn at the day's own "
+                "date; yesterday appears when the workspace's day is six hours old.",
                 "No complete day in these channels yet.",
                 interval="1d",
                 least=0,
             ),
-            Query("{{channel}}", CHOSEN.daily(("channel",), CHOSEN.volume_yesterday())),
+            Query("{{channel}}", CHOSEN.days_volume(("channel",))),
             look=Look("bars", stacked=True),
         ),
-        time_series(
-            Panel(
-                "Rates per day (Email)",
-                "Deliveries / sends; unique opens, unique clicks and unsubscribes / deliveries. Blank below 100, as "
-                "opens and clicks also come on days without sends.",
-                "Sends no Email, or under 100 on every complete day.",
-                unit="percentunit",
-                interval="1d",
-                least=0,
-            ),
-            *(
-                Query(name, CHOSEN.daily_ratio((), YESTERDAY(one, EMAIL), YESTERDAY(other, EMAIL), least=100))
-                for name, (one, other) in rates.items()
-            ),
-            look=Look("points and lines"),
+        _rates_per_day(
+            "Delivery and open rate per day (Email)",
+            "Deliveries / sends, and unique opens / deliveries. Blank below 100, as opens also come on days without "
+            "sends.",
+            {"delivery rate": ("delivered", "sent"), "unique open rate": ("unique_opens", "delivered")},
+        ),
+        _rates_per_day(
+            "Clicks, bounces, unsubscribes and spam reports per day (Email)",
+            "Unique clicks and unsubscribes / deliveries, bounces and spam reports / sends. Dashed: where the alerts "
+            "of this campaign begin. Blank below 100.",
+            {
+                "unique click rate": ("unique_clicks", "delivered"),
+                "bounce rate": ("bounces", "sent"),
+                "unsubscribe rate": ("unsubscribes", "delivered"),
+                "spam rate": ("reported_spam", "sent"),
+            },
+            {
+                "threshold of bounces": "email_bounce_ratio",
+                "threshold of unsubscribes": "email_unsubscribe_ratio",
+                "threshold of spam": "email_spam_ratio",
+            },
         ),
         time_series(
             Panel(
@@ -434,8 +430,8 @@ def _history() -> tuple[dashboard.Panel, ...]:
                 interval="1d",
                 least=0,
             ),
-            Query("conversions", CHOSEN.daily((), CHOSEN.campaign_yesterday("conversions", EVENT))),
-            Query("revenue", CHOSEN.daily((), CHOSEN.campaign_yesterday("revenue_dollars"))),
+            Query("conversions", CHOSEN.days("campaign_conversions", (), EVENT)),
+            Query("revenue", CHOSEN.days("campaign_revenue_dollars", ())),
             look=Look(
                 "bars",
                 overrides=(
@@ -453,12 +449,13 @@ def _history() -> tuple[dashboard.Panel, ...]:
         ),
         time_series(
             Panel(
-                "What Braze changed afterwards",
+                "Late corrections by Braze",
                 "Yesterday's numbers while Braze restates them: how far the value at six hours can be trusted. A step "
                 "at the workspace's midnight is the next day.",
                 "No complete day yet.",
                 span="3d",
                 least=0,
+                width=24,
             ),
             Query("deliveries", total(YESTERDAY("delivered"))),
             Query(
@@ -470,4 +467,31 @@ def _history() -> tuple[dashboard.Panel, ...]:
     )
 
 
-_BETWEEN = " · "
+def _of_people(expression: str) -> str:
+    """Count the people of a variation once, in the channel with the most."""
+    return f"max by (variation_id, variation_name) ({expression})"
+
+
+def _rates_per_day(
+    title: str, description: str, rates: dict[str, tuple[str, str]], thresholds: dict[str, str] | None = None
+) -> dashboard.Panel:
+    lines = {
+        name: f"max({CHOSEN.rule('campaign:braze_threshold:effective', f'threshold={chr(34)}{threshold}{chr(34)}')})"
+        for name, threshold in (thresholds or {}).items()
+    }
+    return time_series(
+        Panel(
+            title,
+            description,
+            "Sends no Email, or under 100 on every complete day.",
+            unit="percentunit",
+            interval="1d",
+            least=0,
+        ),
+        *(
+            Query(name, CHOSEN.days_ratio((), f"message_{one}", f"message_{other}", EMAIL, least=100))
+            for name, (one, other) in rates.items()
+        ),
+        *(Query(name, line) for name, line in lines.items()),
+        look=Look("points and lines", overrides=(threshold_lines(),) if lines else ()),
+    )

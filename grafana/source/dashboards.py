@@ -27,10 +27,14 @@ DAY_CHANGE = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A title and the panels below it, from left to right and on the next line where they do not fit."""
+    """A title and the panels below it, from left to right and on the next line where they do not fit.
+
+    A collapsed row shows its panels after a click on the title, and asks for nothing before.
+    """
 
     title: str
     panels: tuple[dashboard.Panel, ...]
+    collapsed: bool = False
 
 
 def make_dashboard(
@@ -41,11 +45,13 @@ def make_dashboard(
     variables: Sequence[dashboard.VariableModel],
     rows: Iterable[Row],
     since: str,
+    refresh: str,
     marks_day_change: Sequence[str] = (),
 ) -> dashboard.Dashboard:
     """Lay the rows out and number the panels; `since` is the start of the time range shown at first.
 
-    `marks_day_change` are the titles of panels in which a line marks the workspaces' midnights.
+    `refresh` is a duration, after which every open browser repeats all queries. `marks_day_change` are the titles of
+    panels in which a line marks the workspaces' midnights.
     """
     panels = _laid_out(rows)
     marked = [panel.id_val for panel in panels if panel.title in marks_day_change and panel.id_val is not None]
@@ -58,7 +64,7 @@ def make_dashboard(
         graph_tooltip=dashboard.DashboardCursorSync.CROSSHAIR,
         time=dashboard.DashboardDashboardTime(from_val=since, to="now"),
         timepicker=dashboard.TimePickerConfig(),
-        refresh="5m",
+        refresh=refresh,
         panels=panels,
         templating=dashboard.DashboardDashboardTemplating([_datasource(), *variables]),
         annotations=dashboard.AnnotationContainer([_day_change(marked)] if marked else []),
@@ -97,11 +103,12 @@ def campaign_variable(*, single: bool = False) -> dashboard.VariableModel:
     variable = query_variable(
         "campaign",
         "Campaign",
-        'query_result(group by (workspace, campaign_id, campaign_name) (braze_campaign_up{workspace=~"$workspace"}))',
-        "Campaigns of the chosen workspaces, by name",
+        "query_result(label_join(group by (workspace, campaign_id, campaign_name)"
+        ' (braze_campaign_up{workspace=~"$workspace"}), "name", " · ", "campaign_name", "workspace"))',
+        "Campaigns of the chosen workspaces, by name and workspace",
     )
     # Grafana writes the series with labels in alphabetical order and does not escape quotes in them.
-    variable.regex = r'/campaign_id="(?<value>[^"]+)",\s*campaign_name="(?<text>.*)",\s*workspace="/'
+    variable.regex = r'/campaign_id="(?<value>[^"]+)",\s*campaign_name=".*",\s*name="(?<text>.*)",\s*workspace="/'
     if single:
         variable.multi = variable.include_all = False
         variable.all_value = variable.current = None
@@ -182,21 +189,31 @@ def campaign_table(
     last: Sequence[str] = (),
     limit: int | None = None,
     event: bool = True,
+    words: Mapping[str, Mapping[str, str]] | None = None,
+    named: Sequence[str] = (),
 ) -> dashboard.Panel:
     """Make a table with a row for each campaign by its name, which leads to the campaign.
+
+    `named` are the columns that have every campaign of the table, if not all do: only these join the names.
 
     The columns' expressions are by workspace and campaign, and by `labels` that are shown beside these; `event` says
     whether the dashboard has the variable of that name. The rest is as for all tables.
     """
     return table_panel(
         panel,
-        *(replace(column, expression=selection.named(column.expression)) for column in columns),
+        *(
+            replace(column, expression=selection.named(column.expression))
+            if not named or column.name in named
+            else column
+            for column in columns
+        ),
         labels={"campaign_name": "Campaign", "workspace": "Workspace", **(labels or {})},
         hidden=("campaign_id",),
         links=(campaign_link(event=event),),
         last=last,
         sort=sort,
         limit=limit,
+        words=words,
     )
 
 
@@ -208,6 +225,12 @@ def campaign_link(*, event: bool = True) -> DataLink:
     variables = "${datasource:queryparam}" + ("&${event:queryparam}" if event else "")
     row = "var-workspace=${__data.fields.workspace}&var-campaign=${__data.fields.campaign_id}"
     return {"title": "Campaign detail", "url": f"/d/{CAMPAIGN_UID}?{variables}&{row}&${{__url_time_range}}"}
+
+
+def series_link(*, event: bool = True) -> DataLink:
+    """Make the link of a bar or line to the campaign that it is about, as that of a table's cell."""
+    link = campaign_link(event=event)
+    return {**link, "url": str(link["url"]).replace("__data.fields", "__field.labels")}
 
 
 def runbook_link() -> DataLink:
@@ -258,19 +281,25 @@ def _day_change(panels: list[int]) -> dashboard.AnnotationQuery:
 
 def _laid_out(rows: Iterable[Row]) -> list[dashboard.Panel | dashboard.RowPanel]:
     placed: list[dashboard.Panel | dashboard.RowPanel] = []
-    top = 0
+    top = number = 0
     for row in rows:
+        number += 1
         position = dashboard.GridPos(h=1, w=WIDTH, x=0, y=top)
-        placed.append(dashboard.RowPanel(title=row.title, id_val=len(placed) + 1, grid_pos=position))
+        made = dashboard.RowPanel(title=row.title, id_val=number, grid_pos=position, collapsed=row.collapsed)
+        placed.append(made)
         top += 1
         left = height = 0
         for panel in row.panels:
+            number += 1
             position = panel.grid_pos or dashboard.GridPos()
             if left + position.w > WIDTH:
                 top, left, height = top + height, 0, 0
             position.x, position.y = left, top
-            panel.id_val = len(placed) + 1
-            placed.append(panel)
+            panel.id_val = number
             left, height = left + position.w, max(height, position.h)
-        top += height
+        if row.collapsed:
+            made.panels = list(row.panels)
+        else:
+            placed.extend(row.panels)
+            top += height
     return placed

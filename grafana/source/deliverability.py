@@ -9,10 +9,21 @@ from grafana.source.dashboards import (
     campaign_table,
     campaign_variable,
     make_dashboard,
+    series_link,
     workspace_variable,
     zone_variable,
 )
-from grafana.source.panels import Column, Look, Panel, Query, bar_gauge, share_column, stat_panel, time_series
+from grafana.source.panels import (
+    Column,
+    Look,
+    Panel,
+    Query,
+    bar_gauge,
+    share_column,
+    stat_panel,
+    threshold_lines,
+    time_series,
+)
 from grafana.source.promql import CAMPAIGN, EMAIL, PUSH, SMS, WEBHOOK, WHATSAPP, Selection, highest, ratio
 
 if TYPE_CHECKING:
@@ -24,15 +35,16 @@ CHOSEN = Selection()
 YESTERDAY = CHOSEN.yesterday
 WORKSPACE = ("workspace",)
 
-# Shares from which a number is worth a look, and from which it is a problem.
-BOUNCES = ((0.02, "orange"), (0.05, "red"))
+# Shares from which on the alerts warn, and page: those of rules/braze-thresholds.yml.
+BOUNCES = ((0.02, "orange"),)
+BOUNCES_OF_HOUR = ((0.05, "red"),)
 SPAM = ((0.001, "orange"), (0.003, "red"))  # what Gmail and Yahoo ask of bulk senders
 UNSUBSCRIBES = ((0.005, "orange"),)
-SMS_FAILURES = ((0.07, "orange"), (0.1, "red"))
-OPT_OUTS = ((0.01, "orange"), (0.03, "red"))
-WHATSAPP_FAILURES = ((0.05, "orange"), (0.1, "red"))
-PUSH_BOUNCES = ((0.05, "orange"), (0.1, "red"))
-WEBHOOK_ERRORS = ((0.05, "orange"), (0.2, "red"))
+SMS_FAILURES = ((0.07, "orange"),)
+OPT_OUTS = ((0.02, "orange"),)
+WHATSAPP_FAILURES = ((0.05, "orange"),)
+PUSH_BOUNCES = ((0.1, "orange"),)
+WEBHOOK_ERRORS_OF_HOUR = ((0.05, "red"),)
 
 
 def deliverability() -> dashboard.Dashboard:
@@ -48,6 +60,7 @@ def deliverability() -> dashboard.Dashboard:
             Row("Push and webhooks", _push_and_webhooks()),
         ),
         since="now-30d",
+        refresh="30m",
         marks_day_change=(
             "Emails bouncing now",
             "Webhook error rate, last hour",
@@ -57,8 +70,7 @@ def deliverability() -> dashboard.Dashboard:
 
 
 def _email_now() -> tuple[dashboard.Panel, ...]:
-    reports, sends = YESTERDAY("reported_spam", EMAIL), YESTERDAY("sent", EMAIL)
-    enough = f"{CHOSEN.week_of_days(CAMPAIGN, reports)} >= 5"
+    enough = f"{_judged('failures', 'email_spam_ratio', CAMPAIGN)} >= 5"
     return (
         stat_panel(
             Panel(
@@ -83,10 +95,7 @@ def _email_now() -> tuple[dashboard.Panel, ...]:
                 steps=SPAM,
                 width=8,
             ),
-            Query(
-                "{{workspace}}",
-                ratio(CHOSEN.week_of_days(WORKSPACE, reports), CHOSEN.week_of_days(WORKSPACE, sends), least=1000),
-            ),
+            Query("{{workspace}}", ratio(_week("message_reported_spam"), _week("message_sent"), least=1000)),
         ),
         stat_panel(
             Panel(
@@ -103,16 +112,15 @@ def _email_now() -> tuple[dashboard.Panel, ...]:
         _worst("Bounce rate by campaign, yesterday", "Bounces", "bounces", EMAIL, "emails", BOUNCES, width=12),
         campaign_table(
             Panel(
-                "Spam reports by campaign, 7 days",
-                "Campaigns with at least five reports in seven complete days, and reports / sends where there were "
-                "1,000 sends.",
+                "Spam reports by campaign, 3 days",
+                "Campaigns with at least five reports in three complete days, and reports / sends where there were 100 "
+                "sends: the numbers that the alert judges.",
                 "No campaign had five spam reports.",
             ),
             Column("Reports", enough),
             share_column(
-                "Rate",
-                f"{ratio(CHOSEN.week_of_days(CAMPAIGN, reports), CHOSEN.week_of_days(CAMPAIGN, sends), least=1000)}"
-                f"\nand {enough}",
+                "Spam rate",
+                f"{_judged('ratio', 'email_spam_ratio', CAMPAIGN)}\nand {enough}",
                 decimals=3,
                 steps=SPAM,
             ),
@@ -144,7 +152,7 @@ def _email_by_day() -> tuple[dashboard.Panel, ...]:
             ),
             Query(
                 "{{workspace}}",
-                CHOSEN.daily_ratio(WORKSPACE, YESTERDAY(one, EMAIL), YESTERDAY(other, EMAIL), least=1000),
+                CHOSEN.days_ratio(WORKSPACE, f"message_{one}", f"message_{other}", EMAIL, least=1000),
             ),
             look=Look("points and lines", threshold_lines=True),
         )
@@ -156,22 +164,26 @@ def _bouncing_now() -> dashboard.Panel:
     return time_series(
         Panel(
             "Emails bouncing now",
-            "Bounces of the last hour / sends of the last hour, within the running day: at each time the ten worst "
-            "campaigns. Blank below 100 sends.",
+            "Bounces of the last hour / sends of the last hour, also across midnight: at each time the ten worst "
+            "campaigns. Dashed: from where on the alert fires. Blank below 100 sends, as the alert is.",
             "No campaign sent 100 emails within an hour.",
             unit="percentunit",
-            steps=BOUNCES,
             span="24h",
+            interval="5m",
             least=0,
             width=24,
         ),
-        _worst_hour("bounces", EMAIL),
-        look=Look("broken line", threshold_lines=True),
+        _worst_hour("email_bounce_ratio_1h"),
+        *_thresholds("email_bounce_ratio_1h"),
+        look=Look("broken line", overrides=(threshold_lines(),)),
+        links=(series_link(event=False),),
     )
 
 
 def _text_messages() -> tuple[dashboard.Panel, ...]:
-    failures = f"({YESTERDAY('rejected', SMS)}\n+ {YESTERDAY('delivery_failed', SMS)})"
+    rejected, failed, sent = (
+        CHOSEN.days(f"message_{name}", WORKSPACE, SMS) for name in ("rejected", "delivery_failed", "sent")
+    )
     return (
         time_series(
             Panel(
@@ -184,7 +196,7 @@ def _text_messages() -> tuple[dashboard.Panel, ...]:
                 least=0,
                 width=8,
             ),
-            Query("{{workspace}}", CHOSEN.daily_ratio(WORKSPACE, failures, YESTERDAY("sent", SMS), least=100)),
+            Query("{{workspace}}", ratio(f"({rejected}\n+ {failed})", sent, least=100)),
             look=Look("points and lines", threshold_lines=True),
         ),
         _worst("SMS opt-out rate yesterday", "Opt-outs", "opt_out", SMS, "text messages", OPT_OUTS),
@@ -205,7 +217,7 @@ def _push_and_webhooks() -> tuple[dashboard.Panel, ...]:
                 unit="percentunit",
                 decimals=2,
                 steps=PUSH_BOUNCES,
-                most=PUSH_BOUNCES[-1][0],
+                most=2 * PUSH_BOUNCES[-1][0],
                 width=8,
             ),
             Query("{{channel}}", CHOSEN.yesterday_rate("bounces", "sent", PUSH, ("channel",))),
@@ -213,17 +225,20 @@ def _push_and_webhooks() -> tuple[dashboard.Panel, ...]:
         time_series(
             Panel(
                 "Webhook error rate, last hour",
-                "Errors / sends of the last hour, within the running day: at each time the ten worst campaigns. Braze "
-                "itself warns only above 100,000 errors a day. Blank below 100 sends.",
+                "Errors / sends of the last hour, also across midnight: at each time the ten worst campaigns. "
+                "Dashed: from where on the alert fires. Braze itself warns only above 100,000 errors a day. Blank "
+                "below 100 sends.",
                 "No campaign called 100 webhooks within an hour.",
                 unit="percentunit",
-                steps=WEBHOOK_ERRORS,
                 span="24h",
+                interval="5m",
                 least=0,
                 width=8,
             ),
-            _worst_hour("errors", WEBHOOK),
-            look=Look("broken line", threshold_lines=True),
+            _worst_hour("webhook_error_ratio_1h"),
+            *_thresholds("webhook_error_ratio_1h"),
+            look=Look("broken line", overrides=(threshold_lines(),)),
+            links=(series_link(event=False),),
         ),
         time_series(
             Panel(
@@ -236,15 +251,37 @@ def _push_and_webhooks() -> tuple[dashboard.Panel, ...]:
                 least=0,
                 width=8,
             ),
-            Query("{{campaign_name}}", highest(10, CHOSEN.named(CHOSEN.hourly(CAMPAIGN, "errors", WEBHOOK)))),
+            Query("{{campaign_name}}", CHOSEN.named_over_time(highest(10, CHOSEN.hour("errors", CAMPAIGN, WEBHOOK)))),
             look=Look("bars", stacked=True),
+            links=(series_link(event=False),),
         ),
     )
 
 
-def _worst_hour(statistic: str, matcher: str) -> Query:
-    rate = CHOSEN.last_hour_ratio(CAMPAIGN, statistic, "sent", matcher, 100)
-    return Query("{{campaign_name}}", highest(10, CHOSEN.named(rate)))
+def _week(statistic: str) -> str:
+    return CHOSEN.sum_of_days(statistic, WORKSPACE, 7, EMAIL)
+
+
+def _judged(what: str, threshold: str, by: tuple[str, ...]) -> str:
+    """Return what the alert of a threshold judges: `ratio` or `failures`, the first from a hundred messages on."""
+    return CHOSEN.rule(f"campaign_channel:braze_rate:{what}", f'threshold="{threshold}"', by=by)
+
+
+def _thresholds(threshold: str) -> tuple[Query, ...]:
+    """Draw where the alert begins: for each workspace, and for campaigns with an override of their own."""
+    matcher = f'threshold="{threshold}"'
+    own = CHOSEN.rule("campaign:braze_threshold:override", matcher)
+    return (
+        Query(
+            "threshold of {{workspace}}",
+            f'max by (workspace) (workspace:braze_threshold:effective{{workspace=~"$workspace",{matcher}}})',
+        ),
+        Query("threshold of {{campaign_name}}", CHOSEN.named(own)),
+    )
+
+
+def _worst_hour(threshold: str) -> Query:
+    return Query("{{campaign_name}}", CHOSEN.named_over_time(highest(10, _judged("ratio", threshold, CAMPAIGN))))
 
 
 def _worst(
@@ -258,10 +295,12 @@ def _worst(
             unit="percentunit",
             decimals=2,
             steps=steps,
-            most=steps[-1][0],  # a full bar is where it is red, not where the worst campaign is
+            most=2 * steps[-1][0],  # half a bar is where the alert begins, whatever the worst campaign has
             width=width,
         ),
         Query(
-            "{{campaign_name}}", highest(10, CHOSEN.named(CHOSEN.yesterday_rate(statistic, "sent", matcher, CAMPAIGN)))
+            "{{campaign_name}}",
+            f"sort_desc({CHOSEN.named(highest(10, CHOSEN.yesterday_rate(statistic, 'sent', matcher, CAMPAIGN)))})",
         ),
+        links=(series_link(event=False),),
     )

@@ -31,6 +31,10 @@ CHOSEN = Selection(campaigns=W)
 LAST_SUCCESS = CHOSEN.status("last_success_timestamp_seconds")
 UP = CHOSEN.status("up")
 BUDGET = f"min_over_time(braze_api_rate_limit_remaining{{{W}}}[10m])\n/ braze_api_rate_limit{{{W}}}"
+WEEKS = (
+    f"max(count by (workspace, campaign_id) (campaign:braze_previous_day_message_volume:weeks_ago{{{W}}}))"
+    f"\nor count(braze_workspace_up{{{W}}}) * 0"
+)
 _FAILURES = 150  # pixels of that column, so that the reason stands beside it
 NOT_SCRAPED = "Nothing: does Prometheus scrape the exporter?"
 
@@ -52,6 +56,7 @@ def health() -> dashboard.Dashboard:
             Row("Process", _process()),
         ),
         since="now-6h",
+        refresh="5m",
     )
 
 
@@ -66,10 +71,11 @@ def _state() -> tuple[dashboard.Panel, ...]:
         table_panel(
             Panel(
                 "Workspaces",
-                "Up: Braze accepts the key and some campaign was polled within two intervals. Failing: campaigns whose "
-                "last poll failed. Oldest data: of the campaign that waits longest. Budget left: the lowest share of "
-                "Braze's rate limit in ten minutes. Newest day: of all that Braze answers with. Failures in an hour: "
-                "requests that failed for the most frequent reason, which stands beside them.",
+                "Up: Braze accepts the key and some campaign was polled within two intervals. Failing: campaigns "
+                "whose last poll failed. Oldest data: of the campaign that waits longest. Budget left: the lowest "
+                "share of Braze's rate limit in ten minutes. Newest day: of all in Braze's responses. Time zone "
+                "off by: by how much `timezone` is wrong, where it is; above 0 too far east. Failures in an hour: "
+                "requests that failed for the most frequent reason, which is beside them.",
                 NOT_SCRAPED,
                 width=24,
                 height=7,
@@ -94,6 +100,12 @@ def _state() -> tuple[dashboard.Panel, ...]:
                 noon(f"max by (workspace) (braze_campaign_day_timestamp_seconds{{{W}}})"),
                 unit=DATE,
             ),
+            Column(
+                "Time zone off by",
+                f"max by (workspace) (workspace:braze_timezone:hours_off{{{W}}})",
+                unit="suffix: h",
+                steps=((-100, "red"),),
+            ),
             Column("Failures in an hour", f"topk by (workspace) (1, {failures})", decimals=0, width=_FAILURES),
             labels={"workspace": "Workspace", "reason": "For the reason"},
             last=("reason",),
@@ -108,7 +120,7 @@ def _state() -> tuple[dashboard.Panel, ...]:
                 first="red",
                 steps=((1, "green"),),
                 words=(("1", "loaded", "green"), ("0", "refused, the old one is in force", "red")),
-                width=6,
+                width=5,
                 height=5,
             ),
             Query("configuration", f"min(braze_exporter_config_last_reload_successful{{{JOB}}})"),
@@ -120,7 +132,7 @@ def _state() -> tuple[dashboard.Panel, ...]:
                 "of limits.series or limits.series_per_campaign.",
                 NOT_SCRAPED,
                 first="text",
-                width=6,
+                width=5,
                 height=5,
             ),
             Query("served", f"max(max by (instance) (braze_exporter_series{{{JOB}}}))"),
@@ -129,12 +141,26 @@ def _state() -> tuple[dashboard.Panel, ...]:
                 f"sum(max by (workspace, campaign_id) (braze_exporter_dropped_series{{{W}}}))",
             ),
         ),
+        stat_panel(
+            Panel(
+                "Weeks of history",
+                "How many of the last four weeks the rules can compare with. Below two, eight alerts on volume, "
+                "conversions and revenue cannot fire: Prometheus keeps too little "
+                "(`--storage.tsdb.retention.time=35d` is enough), or the rules have not run for so long.",
+                NOT_SCRAPED,
+                first="red",
+                steps=((2, "orange"), (4, "green")),
+                width=5,
+                height=5,
+            ),
+            Query("weeks", WEEKS),
+        ),
         table_panel(
             Panel(
                 "Replicas and versions",
                 "Running replicas with their versions, and when they started. More than one version: a rollout hangs.",
                 NOT_SCRAPED,
-                width=12,
+                width=9,
                 height=5,
             ),
             Column("Started", started, unit="dateTimeFromNow"),
@@ -163,7 +189,7 @@ def _freshness() -> tuple[dashboard.Panel, ...]:
             Panel(
                 "Time since the day began",
                 "Climbs to 24 hours and falls to 0 at the workspace's midnight. Over 25 hours: the days in Braze's "
-                "answers do not move on, or its time zone is configured wrongly; below 0: the time zone is wrong.",
+                "responses do not move on, or its time zone is configured wrongly; below 0: the time zone is wrong.",
                 NOT_SCRAPED,
                 unit="suffix:h",
                 first="red",
@@ -179,11 +205,17 @@ def _freshness() -> tuple[dashboard.Panel, ...]:
 def _failing_campaigns() -> dashboard.Panel:
     failing = f"({LAST_SUCCESS}\nand on (workspace, campaign_id) ({UP} == 0))"
     failures = f"sum by (workspace, campaign_id, reason) (increase(braze_campaign_poll_failures_total{{{W}}}[1h])) > 0"
+    refused = (
+        "or on (workspace, campaign_id)\n"
+        f'label_replace({UP} == 0 and on (workspace) workspace:braze_problem:value{{{W},reason="unauthorized"}},\n'
+        '"reason", "unauthorized", "", "")'
+    )
     return campaign_table(
         Panel(
             "Campaigns that fail",
             "Campaigns whose last poll failed: for how long there was no success, and the most frequent reasons of "
-            "the last hour with their number. A campaign without any success yet has only reasons.",
+            "the last hour with their number. A campaign without any success yet has only reasons; where Braze refuses "
+            "the key of the workspace, its campaigns are not polled.",
             "No campaign fails.",
             unit="s",
             width=24,
@@ -191,7 +223,7 @@ def _failing_campaigns() -> dashboard.Panel:
         age_column("Failing for", f"time() - {failing}", steps=((7200, "red"),)),
         Column(
             "Failures in an hour",
-            f"topk by (workspace, campaign_id) (1, {failures})\nand on (workspace, campaign_id) ({UP} == 0)",
+            f"topk by (workspace, campaign_id) (1, {failures})\nand on (workspace, campaign_id) ({UP} == 0)\n{refused}",
             decimals=0,
             width=_FAILURES,
         ),
@@ -230,7 +262,7 @@ def _api() -> tuple[dashboard.Panel, ...]:
         time_series(
             Panel(
                 "Latency",
-                "From sending a request to the last byte of its answer: half and 99 % of the requests were faster.",
+                "From sending a request to the last byte of its response: half and 99 % of the requests were faster.",
                 "No requests in this time.",
                 unit="s",
                 least=0,
@@ -241,9 +273,9 @@ def _api() -> tuple[dashboard.Panel, ...]:
         time_series(
             Panel(
                 "Request budget left",
-                "Lowest number of requests left in ten minutes / Braze's limit. Every other program that asks Braze "
+                "Lowest number of requests left in ten minutes / Braze's limit. Every other program that polls Braze "
                 "for this workspace uses the same budget.",
-                "Braze has not told a rate limit yet.",
+                "Braze has not named a rate limit yet.",
                 unit="percentunit",
                 first="red",
                 steps=((0.1, "green"),),

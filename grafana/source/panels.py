@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from grafana_foundation_sdk.models import barchart, bargauge, common, dashboard, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.models import bargauge, common, dashboard, prometheus, stat, table, timeseries
 
 from grafana.source.channels import CHANNELS, COLORS
 
@@ -37,7 +37,7 @@ class Column:
     """A column of a table: what is asked, its unit, and how its cells look.
 
     `steps` colour the text of a cell from a value on, `bar` draws its share of `bar`, `words` are texts for values,
-    `width` is in pixels; columns without one share what is left.
+    `most` is a value from which on a text stands instead, `width` is in pixels; columns without one share what is left.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Column:
     steps: Steps = ()
     bar: float | None = None
     words: Mappings = ()
+    most: tuple[float, str] | None = None
     width: int | None = None
 
 
@@ -57,10 +58,11 @@ def share_column(
     decimals: int = 1,
     steps: Steps = (),
     bar: float | None = None,
+    most: tuple[float, str] | None = None,
     width: int | None = None,
 ) -> Column:
     """Make a column of shares, written in per cent."""
-    return Column(name, expression, unit="percentunit", decimals=decimals, steps=steps, bar=bar, width=width)
+    return Column(name, expression, "percentunit", decimals, steps=steps, bar=bar, most=most, width=width)
 
 
 def age_column(name: str, expression: str, steps: Steps = ((1200, "orange"), (7200, "red"))) -> Column:
@@ -110,7 +112,12 @@ class Look:
     overrides: tuple[dashboard.DashboardFieldConfigSourceOverrides, ...] = field(default=())
 
 
-def stat_panel(panel: Panel, *queries: Query, color: bool = True) -> dashboard.Panel:
+def stat_panel(
+    panel: Panel,
+    *queries: Query,
+    color: bool = True,
+    overrides: Sequence[dashboard.DashboardFieldConfigSourceOverrides] = (),
+) -> dashboard.Panel:
     """Make a panel of one or a few big numbers, evaluated at the end of the time range; with `steps`, 0 or more."""
     options = stat.Options(
         graph_mode=common.BigValueGraphMode.NONE,
@@ -121,11 +128,16 @@ def stat_panel(panel: Panel, *queries: Query, color: bool = True) -> dashboard.P
     # The colour below all thresholds is that of the text for no value, too, which is not an alarm.
     steps = ((0, panel.first), *panel.steps) if panel.steps else ()
     panel = replace(panel, first="text" if steps else panel.first, steps=steps, height=panel.height or _STAT_HEIGHT)
-    return _panel("stat", panel, options, _targets(queries, instant=True))
+    return _panel("stat", panel, options, _targets(queries, instant=True), overrides=overrides)
 
 
-def bar_gauge(panel: Panel, *queries: Query) -> dashboard.Panel:
-    """Make a panel of horizontal bars, evaluated at the end of the time range."""
+def bar_gauge(
+    panel: Panel,
+    *queries: Query,
+    links: Sequence[DataLink] = (),
+    overrides: Sequence[dashboard.DashboardFieldConfigSourceOverrides] = (),
+) -> dashboard.Panel:
+    """Make a panel of horizontal bars, evaluated at the end of the time range; a click on one follows `links`."""
     options = bargauge.Options(
         display_mode=common.BarGaugeDisplayMode.BASIC,
         value_mode=common.BarGaugeValueMode.COLOR,
@@ -139,11 +151,14 @@ def bar_gauge(panel: Panel, *queries: Query) -> dashboard.Panel:
     targets = _targets(queries, instant=True)
     # Without a least value Grafana begins all bars at the smallest one, which then looks like nothing.
     panel = replace(panel, least=0)
-    return _panel("bargauge", panel, options, targets, overrides=channel_names(queries, colored=False))
+    made = _panel("bargauge", panel, options, targets, overrides=(*channel_names(queries, colored=False), *overrides))
+    return _linked(made, links)
 
 
-def time_series(panel: Panel, *queries: Query, look: Look | None = None) -> dashboard.Panel:
-    """Make a panel of lines or bars over time."""
+def time_series(
+    panel: Panel, *queries: Query, look: Look | None = None, links: Sequence[DataLink] = ()
+) -> dashboard.Panel:
+    """Make a panel of lines or bars over time; a click on one offers `links`."""
     look = look or Look()
     options = timeseries.Options(
         legend=common.VizLegendOptions(
@@ -169,7 +184,7 @@ def time_series(panel: Panel, *queries: Query, look: Look | None = None) -> dash
     )
     made.interval = panel.interval or None
     made.time_from = panel.span or None
-    return made
+    return _linked(made, links)
 
 
 def table_panel(
@@ -182,12 +197,13 @@ def table_panel(
     last: Sequence[str] = (),
     sort: str = "",
     limit: int | None = None,
+    words: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dashboard.Panel:
     """Make a table with one row for each set of labels and one column for each query.
 
-    `labels` are the labels shown with their titles, in their order, those of `last` behind the numbers; `hidden` ones
-    are there for `links`, which every cell of the first label has. `sort` is the column whose largest values come
-    first, `limit` the number of rows.
+    `labels` are the labels shown with their titles, in their order, those of `last` behind the numbers. `words` are
+    texts for their values, by title. `hidden` ones are there for `links`, which every cell of the first label has.
+    `sort` is the column whose largest values come first, `limit` the number of rows.
     """
     names = {**labels, **_value_names(columns)}
     if len(columns) == 1:
@@ -215,6 +231,8 @@ def table_panel(
         *(_override("byName", name, **{"custom.hidden": True, "custom.hideFrom": _HIDDEN}) for name in hidden),
         *(_column(column) for column in columns),
     ]
+    for title, texts in (words or {}).items():
+        column_overrides.append(_override("byName", title, mappings=[_words(texts)]))
     if "channel" in labels:
         column_overrides.append(_override("byName", labels["channel"], mappings=[_words(CHANNELS)]))
     if links:
@@ -271,41 +289,6 @@ def repeated(panel: dashboard.Panel, variable: str, *, across: int = 0) -> dashb
     return panel
 
 
-def bar_chart(
-    panel: Panel, *columns: Column, label: str, hidden: Sequence[str], words: Mapping[str, str]
-) -> dashboard.Panel:
-    """Make groups of bars, one group for each value of a label, evaluated at the end of the time range.
-
-    `words` are texts for values of the label that match a regular expression.
-    """
-    made = _panel(
-        "barchart",
-        panel,
-        barchart.Options(
-            x_field=label,
-            orientation=common.VizOrientation.HORIZONTAL,
-            show_value=common.VisibilityMode.AUTO,
-            stacking=common.StackingMode.NONE,
-            legend=common.VizLegendOptions(
-                display_mode=common.LegendDisplayMode.LIST,
-                placement=common.LegendPlacement.BOTTOM,
-                show_legend=True,
-                calcs=[],
-            ),
-            tooltip=common.VizTooltipOptions(mode=common.TooltipDisplayMode.MULTI, sort=common.SortOrder.NONE),
-        ),
-        _targets([Query(column.name, column.expression) for column in columns], instant=True, table=True),
-        custom=barchart.FieldConfig(fill_opacity=70),
-        overrides=[_override("byName", label, mappings=_patterns(words))],
-        color=dashboard.FieldColorModeId.PALETTE_CLASSIC,
-    )
-    made.transformations = [
-        dashboard.DataTransformerConfig("merge", options={}),
-        _organize((label,), _value_names(columns), excluded=("Time", *hidden)),
-    ]
-    return made
-
-
 def override(
     name: str, *, pattern: bool = False, **properties: object
 ) -> dashboard.DashboardFieldConfigSourceOverrides:
@@ -315,6 +298,18 @@ def override(
     """
     matcher = "byRegexp" if pattern else "byName"
     return _override(matcher, name, **{key.replace("__", "."): value for key, value in properties.items()})
+
+
+def threshold_lines() -> dashboard.DashboardFieldConfigSourceOverrides:
+    """Draw series whose names begin with "threshold" as dashed lines."""
+    return override(
+        "/^threshold.*/",
+        pattern=True,
+        color=fixed_color("red"),
+        custom__lineStyle={"fill": "dash", "dash": [10, 10]},
+        custom__lineWidth=1,
+        custom__showPoints="never",
+    )
 
 
 def channel_names(
@@ -365,6 +360,12 @@ def threshold_steps(first: str, steps: Steps) -> dashboard.ThresholdsConfig:
             *(dashboard.Threshold(value=value, color=color) for value, color in steps),
         ],
     )
+
+
+def _linked(panel: dashboard.Panel, links: Sequence[DataLink]) -> dashboard.Panel:
+    if links and panel.field_config is not None:
+        panel.field_config.overrides = [*panel.field_config.overrides, _override("byRegexp", ".*", links=list(links))]
+    return panel
 
 
 def _panel(
@@ -488,6 +489,10 @@ def _column(column: Column) -> dashboard.DashboardFieldConfigSourceOverrides:
     if column.words:
         properties["mappings"] = [colored_words(column.words)]
         properties["custom.cellOptions"] = common.TableColorTextCellOptions()
+    if column.most:
+        least, text = column.most
+        options = dashboard.DashboardRangeMapOptions(least, None, dashboard.ValueMappingResult(text=text, index=0))
+        properties["mappings"] = [dashboard.RangeMap(options)]
     return _override("byName", column.name, **properties)
 
 
@@ -507,15 +512,6 @@ def _words(words: Mapping[str, str]) -> dashboard.ValueMap:
     return dashboard.ValueMap(
         {key: dashboard.ValueMappingResult(text=word, index=index) for index, (key, word) in enumerate(words.items())}
     )
-
-
-def _patterns(words: Mapping[str, str]) -> list[dashboard.RegexMap]:
-    return [
-        dashboard.RegexMap(
-            dashboard.DashboardRegexMapOptions(pattern, dashboard.ValueMappingResult(text=text, index=index))
-        )
-        for index, (pattern, text) in enumerate(words.items())
-    ]
 
 
 # Pixels: else it grows with the space, and differs from panel to panel. Grafana gives a name at least the room that it

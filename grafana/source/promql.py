@@ -23,7 +23,10 @@ WHATSAPP = 'channel="whats_app"'
 WEBHOOK = 'channel="webhook"'
 EVENT = 'conversion_event="$event"'
 
+_OF_VARIATIONS = ("variation:", "braze_message_", "braze_previous_day_message_")
 _ON_CAMPAIGN = "on (workspace, campaign_id)"
+# The weekday of the day that begins at this midnight, of a viewer from -10 to below +14 hours.
+_DRAWN = 'count_values("weekday", day_of_week(vector(time() + 50399)))'
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +100,6 @@ class Selection:
         """Keep campaigns whose day has not changed within the span."""
         return f"{expression}\nand {_ON_CAMPAIGN} ({self.day()} == {self.day(offset=span)})"
 
-    def settled(self, expression: str) -> str:
-        """Keep the one full hour of each day in which the workspace's day is six to seven hours old."""
-        return f"{expression}\nand {_ON_CAMPAIGN} (time() - {self.day()} >= 21600 < 25200)"
-
     def statistics_yesterday(self, by: tuple[str, ...], named: Iterable[tuple[str, str, tuple[str, ...]]]) -> str:
         """Several statistics of the previous day in one answer, told apart by the label `statistic`.
 
@@ -125,31 +124,57 @@ class Selection:
         either = f"({within})\nor ({across})"
         return f"clamp_min({total(either, by)}, 0)"
 
-    def last_hour_ratio(self, by: tuple[str, ...], numerator: str, denominator: str, matcher: str, least: int) -> str:
-        """Ratio of two statistics' increases over the last hour, where both lie within one day."""
-        parts = [
-            total(
-                self.unbroken(f"({self.message(one, matcher)}\n- {self.message(one, matcher, offset='1h')})", "1h"), by
-            )
-            for one in (numerator, denominator)
-        ]
-        return ratio(*parts, least=least)
+    def hour(self, statistic: str, by: tuple[str, ...], *matchers: str) -> str:
+        """Increase of a message statistic over the last hour, as recorded: sent, bounces and errors."""
+        return total(self._chosen(f"campaign_channel:braze_message_{statistic}:increase1h", matchers), by)
 
-    def daily(self, by: tuple[str, ...], expression: str) -> str:
-        """One value for each complete day at the midnight it began, for a step of a day.
+    def days(self, statistic: str, by: tuple[str, ...], *matchers: str) -> str:
+        """Sum of a statistic of complete days, such as `message_sent`: one for each day at its midnight.
 
-        It is the previous-day gauge as it was on the next day six hours after the workspace's midnight: exact for
-        dashboards up to twelve hours of time zone away. 23h59m holds 24 points in Prometheus 2 and in 3.
+        A day is recorded on the day after or the one after that, with its weekday: a range of four days around that
+        time holds one day of this weekday at most. Exact for workspaces from -10 to +14 hours and for dashboards from
+        -10 to below +14 hours.
         """
-        return f"sum_over_time(({total(self.settled(expression), by)})[23h59m:1h] offset -42h)"
+        return _drawn(self._recorded(statistic, matchers), by)
 
-    def daily_ratio(self, by: tuple[str, ...], numerator: str, denominator: str, *, least: int) -> str:
-        """Ratio of two expressions for each complete day."""
-        return ratio(self.daily(by, numerator), self.daily(by, denominator), least=least)
+    def days_ratio(self, by: tuple[str, ...], numerator: str, denominator: str, *matchers: str, least: int) -> str:
+        """Ratio of two such statistics for each complete day."""
+        return ratio(self.days(numerator, by, *matchers), self.days(denominator, by, *matchers), least=least)
 
-    def week_of_days(self, by: tuple[str, ...], expression: str) -> str:
-        """Sum of the previous-day gauge over seven complete days."""
-        return total(f"sum_over_time(({self.settled(expression)})[7d:1h])", by)
+    def days_volume(self, by: tuple[str, ...]) -> str:
+        """Messages of each complete day: sends, and impressions of rows that have no sends."""
+        sent, impressions = (self._recorded(f"message_{one}", ()) for one in ("sent", "impressions"))
+        return _drawn(f"{sent}\nor {impressions}", by)
+
+    def total_of_range(self, statistic: str, by: tuple[str, ...], *matchers: str) -> str:
+        """Sum of such a statistic over the complete days of the time range shown, the same at all times in it."""
+        return total(f"sum_over_time({self._of_days(statistic, matchers)}[$__range] @ end())", by)
+
+    def usual(self, statistic: str, *matchers: str) -> str:
+        """Median of such a statistic of yesterday's weekday in the four weeks before, all campaigns together."""
+        weeks = [self._week_before(self._of_days(statistic, matchers), week) for week in range(1, 5)]
+        return "quantile(0.5, " + "\nor ".join(weeks) + ")"
+
+    def usual_of_campaigns(self, name: str) -> str:
+        """Return the same out of what is recorded of each campaign's weeks before: messages or revenue."""
+        return f"quantile(0.5, sum by (weeks) ({name}:weeks_ago{{{self.campaigns}}}))"
+
+    def _week_before(self, series: str, week: int) -> str:
+        """Total of a series of days on yesterday's weekday so many weeks ago, recorded within a day before or after."""
+        weekdays = f"group by (workspace, weekday) (campaign:braze_previous_day:weekday{{{self.campaigns}}})"
+        return (
+            f"label_replace(sum(last_over_time({series}[2d] offset {7 * week - 1}d)"
+            f' and on (workspace, weekday) {weekdays}), "week", "{week}", "", "")'
+        )
+
+    def rule(self, name: str, *matchers: str, by: tuple[str, ...] = CAMPAIGN) -> str:
+        """One value for each campaign of what the rules have recorded in the last minutes."""
+        selector = ",".join((self.campaigns, *matchers))
+        return f"max by ({', '.join(by)}) ({name}{{{selector}}})"
+
+    def sum_of_days(self, statistic: str, by: tuple[str, ...], days: int, *matchers: str) -> str:
+        """Sum of such a statistic over so many complete days."""
+        return total(f"sum_over_time({self._of_days(statistic, matchers)}[{days}d])", by)
 
     def four_weeks(self) -> str:
         """Volume of each campaign at this time of the same weekday in the last four weeks, with the label `week`."""
@@ -164,19 +189,51 @@ class Selection:
         return self.of_last_day(self.volume(offset=offset), offset=offset)
 
     def named(self, expression: str) -> str:
-        """Add the campaign's present name to an expression by workspace and campaign, and perhaps others."""
-        names = (
-            "topk by (workspace, campaign_id) (1,"
-            f" group by (workspace, campaign_id, campaign_name) (braze_campaign_up{{{self.campaigns}}}))"
+        """Add the campaign's present name to an expression about now, by workspace and campaign and perhaps others.
+
+        Every campaign that the exporter exports has one, whether its polls succeed or not.
+        """
+        return f"({expression})\n* {_ON_CAMPAIGN} group_left (campaign_name) {self._present_names()}"
+
+    def named_over_time(self, expression: str) -> str:
+        """Add the campaign's name to an expression over a time range.
+
+        It is the one at the end of the range, the last known one of a campaign that is gone since, and the id where
+        there is none, as after an import: no value is lost. The names are computed once, not at each step.
+        """
+        recorded = f"last_over_time(campaign:braze_campaign_name:date{{{self.campaigns}}}[$__range] @ end())"
+        known = f"last_over_time(campaign:braze_recorded_day:date{{{self.campaigns}}}[$__range] @ end())"
+        return (
+            f"({expression})\n* {_ON_CAMPAIGN} group_left (campaign_name)"
+            f" group by (workspace, campaign_id, campaign_name) (\n{self._present_names()}\n"
+            f"or {_ON_CAMPAIGN} topk by (workspace, campaign_id) (1, {recorded})\n"
+            f'or {_ON_CAMPAIGN} label_join({known}, "campaign_name", "", "campaign_id"))'
         )
-        return f"({expression})\n* {_ON_CAMPAIGN} group_left (campaign_name) {names}"
+
+    def _present_names(self) -> str:
+        names = f"group by (workspace, campaign_id, campaign_name) (braze_campaign_up{{{self.campaigns}}} @ end())"
+        return f"topk by (workspace, campaign_id) (1, {names})"
 
     def _of_variations(self, metric: str, matchers: tuple[str, ...], offset: str) -> str:
-        chosen = self.variations
+        return f"max by ({', '.join(VARIATION)}) ({self._chosen(metric, matchers)}{_offset(offset)})"
+
+    def _recorded(self, statistic: str, matchers: tuple[str, ...]) -> str:
+        """Return what is recorded around the time of recording of the day that begins at each midnight."""
+        return f"last_over_time({self._of_days(statistic, matchers)}[4d] offset -100h)"
+
+    def _of_days(self, statistic: str, matchers: tuple[str, ...]) -> str:
+        of_variations = statistic.startswith("message_") and statistic != "message_volume"
+        level = "variation" if of_variations else "campaign"
+        return self._chosen(f"{level}:braze_previous_day_{statistic}:day", matchers)
+
+    def _chosen(self, name: str, matchers: tuple[str, ...]) -> str:
+        """Return a selector; not all series have variations, or channels, to choose from."""
+        chosen = self.variations if name.startswith(_OF_VARIATIONS) else ()
+        if name.startswith("campaign_channel:"):
+            chosen = tuple(matcher for matcher in self.variations if matcher.startswith("channel"))
         if any(matcher.startswith("channel") for matcher in matchers):
             chosen = tuple(matcher for matcher in chosen if not matcher.startswith("channel"))
-        series = f"{metric}{{{','.join((self.campaigns, *chosen, *matchers))}}}{_offset(offset)}"
-        return f"max by ({', '.join(VARIATION)}) ({series})"
+        return f"{name}{{{','.join((self.campaigns, *chosen, *matchers))}}}"
 
     def _day_series(self, at: str = "", offset: str = "") -> str:
         return f"braze_campaign_day_timestamp_seconds{{{self.campaigns}}}{at}{_offset(offset)}"
@@ -185,6 +242,11 @@ class Selection:
 def total(expression: str, by: tuple[str, ...] = ()) -> str:
     """Sum of an expression, by labels if there are any."""
     return f"sum by ({', '.join(by)}) ({expression})" if by else f"sum({expression})"
+
+
+def _drawn(expression: str, by: tuple[str, ...]) -> str:
+    """Sum of series of days by labels, of the day that begins at this midnight."""
+    return total(f"{total(expression, (*by, 'weekday'))}\nand on (weekday) {_DRAWN}", by)
 
 
 def ratio(numerator: str, denominator: str, *, least: int) -> str:

@@ -105,6 +105,14 @@ def test_what_the_newest_day_says(day: str | None, zone: str, hour: int, expecte
     assert works(given, {}) == well
 
 
+@pytest.mark.parametrize("day", ["2026-03-03", "2026-03-04"])
+def test_the_proof_of_the_zone_is_named(day: str) -> None:
+    """What a running exporter knows of the zone is named where one look at the days proves nothing."""
+    noon = datetime(2026, 3, 4, 12, tzinfo=UTC).timestamp()
+
+    assert "braze_workspace_day_rollover_offset_seconds" in found(checked(answer(day), now=noon))
+
+
 def test_zones_that_would_fit() -> None:
     """A wrong zone is answered by the offsets and by well-known zones in which it is that day now."""
     evening = datetime(2026, 3, 4, 20, tzinfo=UTC).timestamp()

@@ -21,6 +21,7 @@ VARIABLES: Mapping[str, str] = MappingProxyType(
         "event": "A",
         "job": ".+",
         "__interval": "5m",
+        "__range": "30d",
         "__rate_interval": "4m",
     }
 )
@@ -33,8 +34,14 @@ def read_dashboard(uid: str) -> Json:
 
 
 def panels(uid: str) -> list[Json]:
-    """Return the panels of a dashboard without its rows."""
-    return some((panel for panel in as_list(read_dashboard(uid)["panels"]) if panel["type"] != "row"), "panels")
+    """Return the panels of a dashboard without its rows, with those of collapsed ones."""
+    return some((panel for panel in everything(uid) if panel["type"] != "row"), "panels")
+
+
+def everything(uid: str) -> list[Json]:
+    """Return the rows and panels of a dashboard, those of collapsed rows behind their row."""
+    top = as_list(read_dashboard(uid)["panels"])
+    return [one for panel in top for one in (panel, *as_list(panel.get("panels", [])))]
 
 
 def panel_queries(uid: str) -> Iterator[tuple[Json, str]]:

@@ -1,9 +1,12 @@
 """Weeks of the simulated world's metrics in a Prometheus, as if it had scraped the exporter all the time."""
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -14,7 +17,7 @@ from exporter.braze.data_series import parse_data_series
 from exporter.braze.errors import Reason
 from exporter.exposition import render
 from exporter.metrics import CAMPAIGN_STATUS, day_rows, exporter_rows, status_rows, workspace_rows
-from exporter.simulator.world import CONTROL_GROUP, CampaignModel, campaign_models, data_series
+from exporter.simulator.world import CampaignModel, campaign_models, data_series
 from exporter.state import CampaignState, WorkspaceState
 from tests.support.servers import ROOT, Prometheus, running_prometheus, write_history
 
@@ -27,6 +30,10 @@ CAMPAIGNS: Mapping[str, tuple[CampaignModel, ...]] = {
     "europe": campaign_models(12),
     "america": campaign_models(3, seed=2),
 }
+
+RULES = ROOT / "deploy/prometheus/rules"
+# In labels as text, with the comma behind it.
+_NAME = re.compile(r'campaign_name="(?:[^"\\]|\\.)*",?')
 
 # The first pod was replaced here, and since then there are two replicas.
 _REPLACED = NOW - timedelta(days=2, hours=3)
@@ -53,7 +60,9 @@ ALERTS_FOR_STATE{{{_ALERT}}} 1762600000
 @contextmanager
 def remembering_prometheus(promtool: Path, folder: Path) -> Iterator[Prometheus]:
     """Run the Prometheus beside promtool, with the samples of all scrapes from FIRST to NOW."""
-    write_history(promtool, (line for moment in _moments() for line in _scrape(moment)), folder)
+    scraped = (line for moment in _moments() for line in _scrape(moment))
+    write_history(promtool, (*scraped, *recorded_days()), folder)
+    record_rules(promtool, folder, NOW - timedelta(hours=44), NOW, timedelta(hours=1))
     with running_prometheus(promtool.with_name("prometheus"), "global: {}", folder) as prometheus:
         yield prometheus
 
@@ -77,10 +86,90 @@ def polled(workspace: str, zone: ZoneInfo, campaign: CampaignModel, now: float) 
     )
 
 
-def comparison_rules() -> dict[str, str]:
-    """Return the expressions of the rules that compare variations, by the name they are recorded under, in order."""
-    (group,) = yaml.safe_load((ROOT / "deploy/prometheus/rules/braze-ab.yml").read_text(encoding="utf-8"))["groups"]
-    return {rule["record"]: rule["expr"] for rule in group["rules"]}
+def recorded_day(state: CampaignState, time: float) -> Iterator[str]:
+    """Yield what is recorded of a campaign's previous day, as the rules do and an import would: lines of OpenMetrics.
+
+    `time` is the Unix time of recording.
+    """
+    day = state.previous
+    if day is None:
+        return
+    weekday = f'weekday="{day.date.isoweekday() % 7}"'
+    ids = f'workspace="{state.workspace}",campaign_id="{state.campaign_id}"'
+    names = {f"braze_previous_day_{name}": f"{level}:braze_previous_day_{name}:day" for level, name in _of_days()}
+    volume: dict[str, float] = {}
+    for metric, text in render(day_rows(state)).items():
+        if metric not in names:
+            continue
+        for line in text.decode().splitlines():
+            series, _, value = line.rpartition(" ")
+            labels = _NAME.sub("", series.partition("{")[2].removesuffix("}"))
+            yield f"{names[metric]}{{{labels},{weekday}}} {value} {time:.0f}\n"
+            if metric.endswith("_message_sent") or (metric.endswith("_message_impressions") and labels not in volume):
+                volume[labels] = float(value)
+    yield f"campaign:braze_previous_day_message_volume:day{{{ids},{weekday}}} {sum(volume.values())} {time:.0f}\n"
+    midnight = datetime.combine(day.date, datetime.min.time(), UTC).timestamp()
+    name = state.campaign_name.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    yield f'campaign:braze_campaign_name:date{{{ids},campaign_name="{name}"}} {midnight:.0f} {time:.0f}\n'
+    yield f"campaign:braze_recorded_day:date{{{ids}}} {midnight:.0f} {time:.0f}\n"
+
+
+@cache
+def _of_days() -> tuple[tuple[str, str], ...]:
+    """Return the level and the statistic of each metric that is recorded for each complete day."""
+    (group,) = yaml.safe_load((RULES / "braze-days.yml").read_text(encoding="utf-8"))["groups"]
+    recorded = (re.fullmatch(r"(\w+):braze_previous_day_(\w+):day", rule["record"]) for rule in group["rules"])
+    return tuple((match[1], match[2]) for match in recorded if match and match[2] != "message_volume")
+
+
+def record_rules(
+    promtool: Path, folder: Path, first: datetime, last: datetime, step: timedelta, files: str = "*"
+) -> None:
+    """Add to a Prometheus' data what the rules would have recorded between two times, without those of days.
+
+    A rule is evaluated when all that it reads is there. So Prometheus starts anew for each level of them.
+    """
+    pending = [
+        rule
+        for path in sorted(RULES.glob(f"braze-{files}.yml"))
+        for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]
+        for rule in group["rules"]
+        if "record" in rule and group["name"] != "braze-days"
+    ]
+    while pending:
+        missing = {rule["record"] for rule in pending}
+        level = [rule for rule in pending if not missing & set(re.findall(r"\w+:\w+(?::\w+)?", rule["expr"]))]
+        assert level, missing
+        with running_prometheus(promtool.with_name("prometheus"), "global: {}", folder) as server:
+            lines = [line for rule in level for line in _evaluated(server, rule, first, last, step)]
+        write_history(promtool, lines, folder)
+        pending = [rule for rule in pending if rule not in level]
+
+
+def _evaluated(
+    server: Prometheus, rule: Mapping[str, object], first: datetime, last: datetime, step: timedelta
+) -> Iterator[str]:
+    """Yield what a rule records."""
+    own = rule.get("labels", {})
+    assert isinstance(own, dict)
+    times = {"start": f"{first.timestamp():.0f}", "end": f"{last.timestamp():.0f}"}
+    data = server.ask("query_range", query=str(rule["expr"]), step=f"{step.total_seconds():.0f}", **times)
+    assert isinstance(data, dict)
+    for series in data["result"]:
+        labels = {name: text for name, text in (series["metric"] | own).items() if name != "__name__"}
+        pairs = ",".join(f"{name}={json.dumps(text, ensure_ascii=False)}" for name, text in labels.items())
+        yield from (f"{rule['record']}{{{pairs}}} {value} {time:.0f}\n" for time, value in series["values"])
+
+
+def recorded_days() -> Iterator[str]:
+    """Yield what is recorded of all complete days, six hours after the end of each in its zone."""
+    for workspace, name in ZONES.items():
+        zone = ZoneInfo(name)
+        midnight = FIRST.astimezone(zone).replace(hour=0) + timedelta(days=2)
+        while (six := midnight.astimezone(UTC) + timedelta(hours=6)) <= NOW:
+            for campaign in CAMPAIGNS[workspace]:
+                yield from recorded_day(polled(workspace, zone, campaign, six.timestamp()), six.timestamp())
+            midnight += timedelta(days=1)
 
 
 def _moments() -> list[datetime]:
@@ -110,32 +199,6 @@ def _scrape(moment: datetime) -> Iterator[str]:
             yield f'{name}{{job="braze",instance="{instance}"{rest} {value} {time}\n'
     if moment == NOW:
         yield from (f"{line} {time}\n" for line in _ALERTS.splitlines())
-        yield from _recorded(moment - timedelta(minutes=14))
-
-
-def _recorded(moment: datetime) -> Iterator[str]:
-    """Yield what the rules would have recorded of four variations at their last evaluation: numbers without meaning.
-
-    B is compared with the control group, C has not enough data for it, and the campaign of D has no control group.
-    """
-    campaign, other = ('workspace="europe",campaign_id="1",channel="email"', 'workspace="europe",campaign_id="2"')
-    compared, control = (f'{campaign},variation_id="{name}",variation_name="{name}"' for name in ("B", CONTROL_GROUP))
-    unequalled = (
-        f'{campaign},variation_id="C",variation_name="C"',
-        f'{other},channel="ios_push",variation_id="D",variation_name="D"',
-    )
-    for name in comparison_rules():
-        if name.startswith("control_group:"):
-            shown: tuple[str, ...] = (campaign,)
-        elif name == "variation:braze_control_group:group":
-            shown = (control,)
-        elif ":sum28d" in name or ":ratio28d" in name:
-            shown = (compared, control, *unequalled)
-        else:
-            shown = (compared,)
-        event = ',conversion_event="A"' if "conversions" in name else ""
-        for labels in shown:
-            yield f"{name}{{{labels}{event}}} 2 {moment.timestamp():.0f}\n"
 
 
 def _exposition(moment: datetime) -> Iterator[str]:

@@ -86,7 +86,7 @@ class Campaign:
     The exporter runs in the minutes of `runs`, of which the test looks at those of `seen` only. Numbers before the
     minute `live` are backfilled: nothing is known of polls. In the minutes of `failing` polls fail, in those of
     `missing` numbers are gone, in those of `late` no poll comes, though `interval` seconds are the usual time between
-    two. In the minutes of `stopped` Braze says that the campaign is stopped.
+    two.
     """
 
     name: str
@@ -110,7 +110,6 @@ class Campaign:
     missing: Collection[int] = ()
     late: range = NEVER
     interval: int = 300
-    stopped: range = NEVER
 
     @property
     def identity(self) -> dict[str, str]:
@@ -150,8 +149,6 @@ class Campaign:
         # At the worst time, right before the next poll.
         polled = {now: min(now, self.late.start if now in self.late else now) * 60 - self.interval for now in live}
         yield f"braze_campaign_last_success_timestamp_seconds{{{labels}}}", polled
-        if stopped := [now for now in live if now in self.stopped]:
-            yield f'braze_campaign_info{{{labels},enabled="false"}}', dict.fromkeys(stopped, 1.0)
 
     def _count(self, statistic: str, day: int, now: int) -> float:
         """Return the total of a day by now."""

@@ -333,6 +333,34 @@ def test_a_workspace(workspace: WorkspaceState, state: str, bad: bool) -> None: 
 
 
 @pytest.mark.parametrize(
+    ("offset", "expected", "bad"),
+    [
+        (None, "Europe/Berlin", False),
+        (120, "Europe/Berlin||The last new day came 2 min after midnight: timezone is right.", False),
+        (
+            86_520,
+            (
+                "Europe/Berlin||The last new day came 1,442 min after midnight: "
+                "timezone is right; Braze's responses end with yesterday."
+            ),
+            False,
+        ),
+        (
+            -3480,
+            "Europe/Berlin||The last new day came 58 min before midnight: timezone is too far west by 1 hour.",
+            True,
+        ),
+    ],
+)
+def test_the_time_zone(offset: float | None, expected: str, bad: bool) -> None:  # noqa: FBT001 - a parameter
+    """The row of a workspace says what the start of the last day proves of its zone, and is red where that is wrong."""
+    shown = page(POLLED, workspaces=[replace(WORKSPACE, rollover_offset=offset)])
+
+    assert shown.workspaces[0][-1] == expected
+    assert ("<tr class=bad><td>main" in shown.text) == bad
+
+
+@pytest.mark.parametrize(
     ("reset", "expected"),
     [
         (NOW + 40, "data_series: 49,321 of 50,000, reset at 04:54:00 UTC"),

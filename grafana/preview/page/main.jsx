@@ -12,6 +12,7 @@ import { ask, fill, panelFrames } from './prometheus.js';
 const CELL = 30; // Grafana's grid: height of a cell and the space between cells, in pixels
 const GAP = 8;
 const COLUMNS = 24;
+const NARROW = 768; // below this width Grafana puts panels below each other, in pixels
 
 const address = new URLSearchParams(location.search);
 const prometheus = address.get('prometheus');
@@ -25,7 +26,9 @@ async function main() {
   const range = rangeOf(dashboard.time.from, dashboard.time.to);
   const { values, texts, options } = await chosen(dashboard.templating.list);
   const width = document.documentElement.clientWidth - 2 * GAP;
-  const copies = repeated(dashboard.panels, values, options);
+  // Collapsed rows are drawn open.
+  const all = dashboard.panels.flatMap((panel) => [panel, ...(panel.panels ?? [])]);
+  const copies = width < NARROW ? stacked(repeated(all, values, options)) : repeated(all, values, options);
   const panels = await Promise.all(copies.map(({ panel, variables }) => prepared(panel, range, width, variables)));
   createRoot(document.querySelector('main')).render(
     <ThemeContext.Provider value={theme}>
@@ -77,6 +80,17 @@ function repeated(panels, values, options) {
     });
     moved += (Math.ceil(choices.length / across) - 1) * h;
     return copies;
+  });
+}
+
+// Puts all panels below each other, in the order in which a person reads them.
+function stacked(copies) {
+  let top = 0;
+  const read = [...copies].sort(({ panel: { gridPos: a } }, { panel: { gridPos: b } }) => a.y - b.y || a.x - b.x);
+  return read.map(({ panel, variables }) => {
+    const gridPos = { x: 0, w: COLUMNS, h: panel.gridPos.h, y: top };
+    top += panel.gridPos.h;
+    return { panel: { ...panel, gridPos }, variables };
   });
 }
 

@@ -90,7 +90,7 @@ function Content({ panel, frames, ...rest }) {
   if (!rows && panel.type !== 'stat') {
     return <div className="no-data">{panel.fieldConfig.defaults.noValue}</div>;
   }
-  const Drawing = { timeseries: Series, table: Table, stat: Stat, bargauge: Bars, barchart: GroupedBars }[panel.type];
+  const Drawing = { timeseries: Series, table: Table, stat: Stat, bargauge: Bars }[panel.type];
   return <Drawing panel={panel} frames={frames} {...rest} />;
 }
 
@@ -173,33 +173,6 @@ function Bars({ panel, spacing = 8, ...rest }) {
       {...rest}
     />
   );
-}
-
-// @grafana/ui has no bar chart: its numbers are drawn as bars of a bar gauge, group by group.
-function GroupedBars({ panel, frames: [table], ...rest }) {
-  const label = table.fields.find(({ name }) => name === panel.options.xField);
-  const numbers = table.fields.filter(({ type }) => type === 'number');
-  const written = (value) => label.display(value).text;
-  const max = Math.max(...numbers.flatMap(({ values }) => values));
-  const bars = label.values.flatMap((value, row) =>
-    numbers.map((field) => ({
-      length: 1,
-      fields: [
-        {
-          ...field,
-          state: {},
-          // A name is written into the answer, which the field keeps for equal values.
-          display: (...value) => ({ ...field.display(...value) }),
-          values: [field.values[row]],
-          config: { ...field.config, min: 0, max, displayName: `${written(value)}: ${getFieldDisplayName(field, table)}` },
-        },
-      ],
-    }))
-  );
-  const reduceOptions = { calcs: ['lastNotNull'], values: false };
-  const text = { titleSize: 11, valueSize: 11 };
-  const options = { displayMode: 'basic', namePlacement: 'left', orientation: 'horizontal', reduceOptions, text };
-  return <Bars panel={{ ...panel, options }} frames={bars} spacing={3} {...rest} />;
 }
 
 function Repeated({ panel, frames, width, height, timeZone, orientation, autoGrid, spacing = 8, draw }) {

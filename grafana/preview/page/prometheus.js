@@ -20,6 +20,7 @@ export async function panelFrames(url, panel, range, width, variables) {
   const filled = {
     ...variables,
     __interval: interval,
+    __range: `${Math.round((range.to.valueOf() - range.from.valueOf()) / 1000)}s`,
     __rate_interval: `${Math.max(step + SCRAPE_INTERVAL, 4 * SCRAPE_INTERVAL)}s`,
   };
   const asked = panel.targets.map(async (target) => {
