@@ -265,7 +265,7 @@ def test_behind_a_path_prefix(tmp_path: Path, nginx: Path) -> None:
             links = re.findall(r'<a href="([^"]*)">', overview)
             answers = [ask(urljoin(proxied, link)) for link in links]
 
-    assert [answer.status_code for answer in answers] == [200] * 7
+    assert [answer.status_code for answer in answers] == [200] * 8
     assert "braze_campaign_up" in answers[0].text
     assert "workspaces:" in answers[1].text
 
