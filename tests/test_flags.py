@@ -1,6 +1,8 @@
 """Tests of exporter.flags: what each command takes, what it says of itself, and what it refuses."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from zoneinfo import ZoneInfo
 
@@ -9,6 +11,7 @@ import pytest
 from exporter import __version__
 from exporter.flags import flag_parser
 from tests.support.commands import Run, commands
+from tests.support.servers import ROOT
 
 
 @pytest.fixture
@@ -187,3 +190,14 @@ def test_empty_argument(run: Run) -> None:
 def flags(text: str) -> set[str]:
     """Return the flags that a help text names at the beginning of a line."""
     return set(re.findall(r"^  (--[a-z.-]+)", text, re.MULTILINE))
+
+
+@pytest.mark.server
+def test_reading_flags_loads_no_server() -> None:
+    """Importing the flags loads neither the server, which sets asyncio up for itself, nor bcrypt."""
+    script = "import sys, exporter.flags; print(*sys.modules)"
+    command = [sys.executable, "-c", script]
+    loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+    assert "exporter.flags" in loaded
+    assert {"asyncio", "bcrypt", "exporter.web.server", "uvicorn"} & set(loaded) == set()
