@@ -7,8 +7,8 @@ VERSIONS := 3.11 3.12 3.13
 UNIT := "not server and not checker"
 PYTEST := -m pytest -q
 # What `make test` and `make check` make, one after the other.
-TEST := unit servers alone
-CHECK := format-check lint types $(TEST) checkers others
+TEST := unit servers
+CHECK := format-check lint types $(TEST) alone checkers others
 STAGES = MAKE="$(MAKE)" sh tools/stages.sh
 
 .DEFAULT_GOAL := help
@@ -20,7 +20,7 @@ help: ## list what there is to make
 demo: .venv/.run ## run the exporter against a simulated Braze; no account, no configuration
 	.venv/bin/python -m exporter demo
 
-test: ## run the tests on one Python, those with servers too, as a proof that it works here; takes five minutes
+test: ## run the tests on one Python, those with servers too, as a proof that it works here; takes six minutes
 	+@$(STAGES) $(TEST)
 
 check: ## run everything that CI runs; takes a quarter of an hour
