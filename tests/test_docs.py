@@ -87,7 +87,7 @@ def test_reasons() -> None:
 
 
 def test_the_architecture_names_every_module() -> None:
-    """Each module of the package stands in the table of its folder."""
+    """Each module of the package is in the table of its folder."""
     modules = {path.relative_to(ROOT) for path in ROOT.glob("exporter/**/*.py") if path.name != "__init__.py"}
     named: dict[str, set[str]] = {}
     folder = ""

@@ -64,7 +64,7 @@ class Output:
         return io.TextIOWrapper(_Lines(self, self._descriptor), "utf-8", "backslashreplace", line_buffering=True)
 
     def flush(self, seconds: float) -> None:
-        """Wait until the queue is written, at most so many seconds."""
+        """Wait until the queue is written, at most `seconds`."""
         with self._changed:
             if self._start():
                 self._changed.wait_for(lambda: not self._bytes, seconds)
