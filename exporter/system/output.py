@@ -9,6 +9,9 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, TextIO
 
+from exporter.system import threads
+from exporter.system.threads import NoThreadError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -85,12 +88,12 @@ class Output:
     def _start(self) -> bool:
         """Start the thread unless it runs; where the system allows no thread, the next line tries again."""
         if not self._started and self._bytes:
+            self._started = True  # first: a destructor that runs meanwhile can write, too
             try:
-                threading.Thread(target=self._run, name="output", daemon=True).start()
-            except RuntimeError:
-                return False
-            self._started = True
-        return True
+                threads.start(self._run, "output")
+            except NoThreadError:
+                self._started = False
+        return self._started or not self._bytes
 
     def _run(self) -> None:
         while True:
