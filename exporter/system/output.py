@@ -60,7 +60,7 @@ class Output:
                 self._drop(lines)
             else:
                 self._append(data)
-            self._start()
+        self._start()
 
     def stream(self) -> TextIO:
         """Return a text stream that queues each line that is written to it."""
@@ -68,10 +68,10 @@ class Output:
 
     def flush(self, seconds: float) -> None:
         """Wait until the queue is written, at most `seconds`."""
-        with self._changed:
-            if self._start():
+        if self._start():
+            with self._changed:
                 self._changed.wait_for(lambda: not self._bytes, seconds)
-                return
+            return
         while self._bytes and self._writable.poll(0):  # there is no thread: what can be written without blocking
             self._write_some()
 
@@ -86,14 +86,19 @@ class Output:
         self._unannounced += lines
 
     def _start(self) -> bool:
-        """Start the thread unless it runs; where the system allows no thread, the next line tries again."""
-        if not self._started and self._bytes:
-            self._started = True  # first: a destructor that runs meanwhile can write, too
-            try:
-                threads.start(self._run, "output")
-            except NoThreadError:
-                self._started = False
-        return self._started or not self._bytes
+        """Start the thread unless it runs; where the system allows no thread, the next line tries again.
+
+        Not under the lock: the new thread may run a destructor that writes before this one knows that it has started.
+        """
+        with self._changed:
+            if self._started or not self._bytes:
+                return True
+            self._started = True
+        try:
+            threads.start(self._run, "output")
+        except NoThreadError:
+            self._started = False
+        return self._started
 
     def _run(self) -> None:
         while True:
