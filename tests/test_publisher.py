@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import date
-from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -10,21 +9,8 @@ from exporter.braze.data_series import Day, Variation
 from exporter.config import Limits
 from exporter.exposition import Exposition, Format
 from exporter.publisher import Publisher
-from exporter.state import CampaignState
+from tests.test_exposition import LIMITS, STATE
 
-LIMITS = Limits(series=1_000_000, series_per_campaign=10_000)
-STATE = CampaignState(
-    workspace="main",
-    api="data_series",
-    timezone=ZoneInfo("UTC"),
-    campaign_id="3bbc4555-8fa0-4c9b-a5c0-4505edf3e064",
-    campaign_name="Welcome",
-    interval=300.0,
-    up=True,
-    last_success=1772600000.0,
-    polls=1,
-    latest=Day(date(2026, 3, 3), {}, (Variation("email", "1", "", {"sent": 5.0}),)),
-)
 OTHER_DAY = Day(date(2026, 3, 3), {"revenue": 1.5}, (Variation("email", "1", "", {"sent": 6.0, "opens": 1.0}),))
 
 

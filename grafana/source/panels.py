@@ -315,19 +315,11 @@ def threshold_lines() -> dashboard.DashboardFieldConfigSourceOverrides:
 def channel_names(
     queries: Sequence[Query], *, colored: bool = True
 ) -> list[dashboard.DashboardFieldConfigSourceOverrides]:
-    """Give series named by their channel Braze's words, and its colour where values have none.
-
-    A variation's name may follow the channel; then all have colours of their own.
-    """
+    """Give series named by their channel Braze's words, and its colour where values have none."""
     names = {query.name for query in queries}
     if "{{channel}}" in names:
         colors = {key: {"color": fixed_color(COLORS[key])} if colored else {} for key in CHANNELS}
         return [_override("byName", key, displayName=word, **colors[key]) for key, word in CHANNELS.items()]
-    if "{{channel}} {{variation_name}}" in names:
-        variation = "${__field.labels.variation_name}"
-        return [
-            _override("byRegexp", f"/^{key} .*$/", displayName=f"{word} {variation}") for key, word in CHANNELS.items()
-        ]
     return []
 
 

@@ -34,9 +34,6 @@ NOON = 1772712000
 SOON = 0.25
 OPEN = Permit()
 PROBE = Permit(probe=True)
-REFUSALS = [Reason.UNAUTHORIZED, Reason.RATE_LIMITED]
-ANSWERS = [Reason.FORBIDDEN, Reason.BAD_REQUEST, Reason.NOT_FOUND, Reason.TOO_LARGE, Reason.BAD_PAYLOAD]
-NO_ANSWERS = [Reason.TIMEOUT, Reason.CONNECTION, Reason.TLS, Reason.SERVER_ERROR, Reason.REDIRECT]
 
 
 class Steady(Random):

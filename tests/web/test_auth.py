@@ -283,7 +283,7 @@ def test_all_queues_together_have_an_end() -> None:
 
 
 def test_a_crowd_of_addresses_does_not_grow_without_an_end() -> None:
-    """However many addresses ask, at most so many checks wait; the newest address is among them."""
+    """The number of waiting checks has a maximum for all addresses together; the newest address is among them."""
     comparing = Comparing()
 
     async def ask() -> list[Verdict]:
