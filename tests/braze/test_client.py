@@ -23,6 +23,7 @@ from exporter.braze.transport import Reply
 from exporter.config import Campaign, Poll, Workspace, read_api_key
 from exporter.polled import DATA_SERIES
 from exporter.simulator.server import Body, Cut, Fault, Hang, Latency, Simulator, Status
+from tests.braze.test_rate_limiter import Steady
 from tests.support.servers import eventually
 
 server = pytest.mark.server
@@ -34,18 +35,6 @@ NOON = 1772712000
 SOON = 0.25
 OPEN = Permit()
 PROBE = Permit(probe=True)
-
-
-class Steady(Random):
-    """Jitter that is always the same part of its range: 0 is the least, 1 the most."""
-
-    def __init__(self, part: float) -> None:
-        super().__init__()
-        self.part = part
-
-    def uniform(self, a: float, b: float) -> float:
-        """Return what is expected."""
-        return a + (b - a) * self.part
 
 
 class Hasty(Random):

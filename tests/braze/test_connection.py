@@ -27,12 +27,12 @@ from exporter.braze.connection import (
 )
 from exporter.braze.deadlines import Watch, Watchdog
 from exporter.braze.transport import NotConnected, TimedOut, Transport, TransportError
-from exporter.system import threads
 from exporter.system.threads import NoThreadError
 from tests.support.exporters import configure, running_exporter
 from tests.support.raw_server import (
     LONG,
     Answer,
+    RefusedOnce,
     answering,
     ask_elsewhere,
     deaf,
@@ -707,13 +707,7 @@ def test_every_look_up_that_is_over_is_made_anew() -> None:
 
 def test_a_look_up_without_a_thread_fails_alone() -> None:
     """Where no thread can be started for a look-up, the next one may have more luck."""
-    starts: list[str] = []
-
-    def start(run: Callable[[], object], name: str) -> None:
-        starts.append(name)
-        if len(starts) == 1:
-            raise NoThreadError(name, "none is left")
-        threads.start(run, name)
+    start = RefusedOnce()
 
     resolver = Resolver(lambda *_: [(0, 0, 0, "", ("127.0.0.1", 443))], start)
     with pytest.raises(OSError, match="cannot be started: none is left"):

@@ -5,17 +5,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
 
 import pytest
 
 from exporter.braze.deadlines import SocketHandle, Watch, Watchdog
 from exporter.braze.transport import NotConnected, Transport
-from exporter.system import threads
-from exporter.system.threads import NoThreadError
 from tests.support.raw_server import (
     LONG,
+    RefusedOnce,
     answering,
     get,
 )
@@ -85,13 +83,7 @@ def test_the_deadline_can_be_brought_forward() -> None:
 
 def test_a_watchdog_that_cannot_start_tries_again() -> None:
     """Where no thread can be started the request fails; the next one starts it."""
-    starts: list[str] = []
-
-    def start(run: Callable[[], object], name: str) -> None:
-        starts.append(name)
-        if len(starts) == 1:
-            raise NoThreadError(name, "none is left")
-        threads.start(run, name)
+    start = RefusedOnce()
 
     with (
         answering(answer_own) as server,
@@ -102,7 +94,7 @@ def test_a_watchdog_that_cannot_start_tries_again() -> None:
         assert get(transport, "/2").body == b"/2"
         assert get(transport, "/3").body == b"/3"
 
-    assert starts == ["deadlines"] * 2
+    assert start.names == ["deadlines"] * 2
 
 
 WITHOUT_THREADS = """

@@ -15,6 +15,8 @@ from socketserver import StreamRequestHandler, ThreadingTCPServer
 from urllib.parse import urlsplit
 
 from exporter.braze.transport import Reply, Transport
+from exporter.system import threads
+from exporter.system.threads import NoThreadError
 from tests.support.servers import ROOT
 
 KEY = "Bearer simulated-braze-key"
@@ -34,6 +36,20 @@ class RawServer:
     url: str
     requests: list[bytes] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)
+
+
+class RefusedOnce:
+    """Starts threads, but the first is refused as the system does at a limit; `names` are all that were wanted."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __call__(self, run: Callable[[], object], name: str) -> None:
+        """Start a thread, or raise NoThreadError."""
+        self.names.append(name)
+        if len(self.names) == 1:
+            raise NoThreadError(name, "none is left")
+        threads.start(run, name)
 
 
 @contextmanager
